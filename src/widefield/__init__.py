@@ -1,0 +1,1 @@
+"""Large-kernel ConvNets in PyTorch."""

@@ -1,0 +1,1 @@
+"""Leaves that every other part may import: errors, guards, optional imports."""
