@@ -1,0 +1,38 @@
+"""Our models by name: what there is, and one made ready."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import timm
+from torch import nn
+
+from widefield._core.checks import check_name
+from widefield.models import replknet
+
+FAMILIES = (replknet,)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of our models that match a shell pattern, family by family, small to large."""
+    return fnmatch.filter([name for family in FAMILIES for name in family.VARIANTS], pattern)
+
+
+def create_model(name: str, **model_kwargs: Any) -> nn.Module:
+    """Make a model through `timm.create_model`: one of ours, or any other that timm knows.
+
+    Args:
+        name: For instance "replknet_31b", or "convnext_tiny".
+        **model_kwargs: Passed on to timm; what neither timm nor the model knows is refused there.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        InputError: If neither we nor timm have a model of that name; the nearest names are given.
+    """
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        check_name(base, [*list_models(), *timm.list_models()], "model")
+    return timm.create_model(name, **model_kwargs)

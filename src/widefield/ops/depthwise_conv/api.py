@@ -1,0 +1,170 @@
+"""The public functions: argument checks, autocast, and the call of the registered operator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from widefield._core.checks import check
+from widefield.ops.depthwise_conv import registration
+from widefield.ops.dispatch import forced_backend
+
+Padding = int | tuple[int, int] | Literal["same"]
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = "same",
+    dilation: int | tuple[int, int] = 1,
+) -> Tensor:
+    """Convolve every channel with its own kernel, on the fastest backend for the shape.
+
+    Args:
+        x: Images (N, C, H, W), any memory format (the output has the same).
+        weight: Kernels (C, 1, K_h, K_w), as in ``nn.Conv2d(C, C, K, groups=C)``.
+        bias: Optional (C,).
+        stride: Step in pixels, one number or (vertical, horizontal).
+        padding: Zeros on each side, or "same" for ``dilation * (K - 1) / 2``, which keeps H x W at stride 1.
+        dilation: Distance between taps in pixels.
+
+    Returns:
+        (N, C, P, Q) with P = (H + 2 padding - dilation (K_h - 1) - 1) // stride + 1, and Q alike.
+
+    Raises:
+        InputError: If ranks, channels, dtypes or devices do not fit, the dtype is not floating, the kernel is even and
+            the padding "same", or the padded image is smaller than the kernel.
+    """
+    check(x.dim() == 4, "an input (N, C, H, W)", f"{x.dim()} dimensions {tuple(x.shape)}", "add the missing ones")
+    check(
+        weight.dim() == 4 and weight.shape[1] == 1,
+        "a weight (C, 1, K_h, K_w)",
+        f"shape {tuple(weight.shape)}",
+        "use one kernel for each channel, as nn.Conv2d(C, C, K, groups=C) holds them",
+    )
+    channels = x.shape[1]
+    check(
+        weight.shape[0] == channels,
+        f"a weight with one kernel for each of the input's {channels} channels",
+        f"{weight.shape[0]} kernels",
+        "give both the same number of channels",
+    )
+    check(
+        bias is None or tuple(bias.shape) == (channels,),
+        f"a bias of shape ({channels},)",
+        "none" if bias is None else f"shape {tuple(bias.shape)}",
+        "give one number for each channel",
+    )
+    x, weight, bias = _autocast(x, weight, bias)
+    _check_types(x, weight, bias)
+    steps, gaps = _as_pair(stride, "stride", 1), _as_pair(dilation, "dilation", 1)
+    kernel = weight.shape[2:]
+    pads = _same(kernel, gaps) if padding == "same" else _as_pair(padding, "padding", 0)
+    extents = [gap * (k - 1) + 1 for gap, k in zip(gaps, kernel, strict=True)]
+    fits = all(n + 2 * pad >= extent for n, pad, extent in zip(x.shape[2:], pads, extents, strict=True))
+    check(
+        fits,
+        "a padded image at least as large as the kernel",
+        f"an image of {x.shape[2]}x{x.shape[3]} with padding {pads} and a kernel that spans {extents[0]}x{extents[1]}",
+        'use more padding, for instance "same"',
+    )
+    return registration.forward(x, weight, bias, steps, pads, gaps, forced_backend())
+
+
+def depthwise_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int | Literal["same"] = "same",
+    dilation: int = 1,
+) -> Tensor:
+    """Convolve every channel of a sequence with its own kernel.
+
+    Args:
+        x: Sequences (N, C, L).
+        weight: Kernels (C, 1, K), as in ``nn.Conv1d(C, C, K, groups=C)``.
+        bias: Optional (C,).
+        stride: Step in samples.
+        padding: Zeros on each side, or "same" for ``dilation * (K - 1) / 2``.
+        dilation: Distance between taps in samples.
+
+    Returns:
+        (N, C, M) with M = (L + 2 padding - dilation (K - 1) - 1) // stride + 1.
+
+    Raises:
+        InputError: As `depthwise_conv2d`.
+    """
+    check(x.dim() == 3, "an input (N, C, L)", f"{x.dim()} dimensions {tuple(x.shape)}", "add the missing ones")
+    check(
+        weight.dim() == 3 and weight.shape[1] == 1,
+        "a weight (C, 1, K)",
+        f"shape {tuple(weight.shape)}",
+        "use one kernel for each channel, as nn.Conv1d(C, C, K, groups=C) holds them",
+    )
+    # The sequence runs down the rows: PyTorch's CPU kernels are slow for wide kernels and not for tall ones.
+    y = depthwise_conv2d(
+        x.unsqueeze(-1),
+        weight.unsqueeze(-1),
+        bias,
+        stride=(stride, 1),
+        padding=padding if padding == "same" else (padding, 0),
+        dilation=(dilation, 1),
+    )
+    return y.squeeze(-1)
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check(
+        x.is_floating_point(), "a floating-point input", f"{x.dtype}", "convert it, for instance with x.float()"
+    )
+    others = [weight] if bias is None else [weight, bias]
+    check(
+        all(other.dtype == x.dtype for other in others),
+        "input, weight and bias of one dtype",
+        ", ".join(str(tensor.dtype) for tensor in (x, *others)),
+        "convert them to one, or use autocast",
+    )
+    check(
+        all(other.device == x.device for other in others),
+        "input, weight and bias on one device",
+        ", ".join(str(tensor.device) for tensor in (x, *others)),
+        "move them to one",
+    )
+
+
+def _as_pair(value: int | tuple[int, int] | str, name: str, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+    check(
+        is_pair and min(pair) >= least,
+        f"{name} of at least {least}, one whole number or two",
+        repr(value),
+        "give (vertical, horizontal) or one number for both",
+    )
+    return int(pair[0]), int(pair[1])
+
+
+def _same(kernel: torch.Size, dilation: tuple[int, int]) -> tuple[int, int]:
+    spans = [gap * (k - 1) for gap, k in zip(dilation, kernel, strict=True)]
+    check(
+        all(span % 2 == 0 for span in spans),
+        'an odd kernel size for padding "same"',
+        f"{kernel[0]}x{kernel[1]}",
+        "use an odd size or give the padding as numbers",
+    )
+    return spans[0] // 2, spans[1] // 2

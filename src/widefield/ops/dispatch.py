@@ -1,0 +1,129 @@
+"""Which backend runs: a forced one within a block, else the first of an ordered list that does not refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from widefield._core.checks import check, check_name
+from widefield.ops.backends import PASSES, Backend, Pass, find
+
+if TYPE_CHECKING:
+    from widefield.ops.depthwise_conv.problem import Problem
+
+_forced: ContextVar[str] = ContextVar("widefield_forced_backend", default="")
+
+BACKEND_NAMES = ("reference", "aten", "channels_last", "correlation")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every operator called within the block on one backend, forward and backward.
+
+    A forced backend never falls back: a problem that it cannot run raises `InputError` with all its reasons.
+    What was recorded within the block keeps its backend when ``backward`` is called after it.
+
+    Args:
+        name: One of `BACKEND_NAMES`.
+
+    Raises:
+        InputError: If there is no backend of that name.
+
+    Example:
+        >>> with use_backend("aten"):
+        ...     y = depthwise_conv2d(x, weight)
+    """
+    check_name(name, BACKEND_NAMES, "backend")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced_backend() -> str:
+    """Return the name that `use_backend` has set here, or the empty string."""
+    return _forced.get()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One backend's standing for one map: its rank in the order of preference and why it cannot run, if it cannot."""
+
+    pass_: Pass
+    backend: str
+    is_chosen: bool
+    refusals: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Every candidate for every map of a problem, best first, and what is chosen. ``str()`` gives a table."""
+
+    problem: Problem
+    candidates: tuple[Candidate, ...]
+
+    def chosen(self, pass_: Pass) -> str:
+        """Return the name of the backend that runs `pass_`, or the empty string if none can."""
+        return next((c.backend for c in self.candidates if c.pass_ == pass_ and c.is_chosen), "")
+
+    def __str__(self) -> str:
+        lines = [str(self.problem)]
+        for candidate in self.candidates:
+            state = "chosen" if candidate.is_chosen else "cannot run" if candidate.refusals else "can run"
+            reason = f" ({'; '.join(candidate.refusals)})" if candidate.refusals else ""
+            lines.append(f"  {candidate.pass_:<12} {candidate.backend:<14} {state}{reason}")
+        return "\n".join(lines)
+
+
+def choose(backends: Sequence[Backend], order: Sequence[str], problem: Problem, pass_: Pass, forced: str) -> Backend:
+    """Return the backend for one map.
+
+    Args:
+        backends: All backends of the operator.
+        order: Names of those that may be chosen automatically, best first.
+        problem: The shape at hand.
+        pass_: The map.
+        forced: A name that must be used, or the empty string.
+
+    Returns:
+        The forced backend, or the first of `order` without a refusal.
+
+    Raises:
+        InputError: If the forced backend, or every one of `order`, refuses; all reasons are listed.
+    """
+    names = (forced,) if forced else order
+    reasons: list[str] = []
+    for name in names:
+        backend = find(backends, name)
+        refusals = backend.refusals(problem, pass_)
+        if not refusals:
+            return backend
+        reasons += [f"{name}: {reason}" for reason in refusals]
+    check(
+        False,
+        f"a problem whose {pass_} the backend{'' if forced else 's'} {' or '.join(map(repr, names))} can run",
+        f"{problem} ({'; '.join(reasons)})",
+        "choose another backend or none" if forced else "change the input",
+    )
+    raise AssertionError("unreachable")
+
+
+def explain_choice(
+    backends: Sequence[Backend], orders: dict[Pass, Sequence[str]], problem: Problem, forced: str
+) -> Explanation:
+    """Return the `Explanation` of what `choose` does for each map."""
+    candidates: list[Candidate] = []
+    for pass_ in PASSES:
+        order = [forced] if forced else list(orders[pass_])
+        ranked = order + [backend.name for backend in backends if backend.name not in order]
+        is_open = True
+        for name in ranked:
+            refusals = tuple(find(backends, name).refusals(problem, pass_))
+            is_chosen = is_open and not refusals and name in order
+            is_open = is_open and not is_chosen
+            candidates.append(Candidate(pass_=pass_, backend=name, is_chosen=is_chosen, refusals=refusals))
+    return Explanation(problem=problem, candidates=tuple(candidates))
