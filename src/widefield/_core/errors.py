@@ -23,7 +23,7 @@ class InputError(WidefieldError, ValueError):
         super().__init__(f"Expected {expected}, but got {got}: {fix}.")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
-        # Errors cross process boundaries (loader workers), and pickle would call the constructor with the message alone.
+        # Errors cross process boundaries, and pickle would call the constructor with the message alone.
         return type(self), (self.expected, self.got, self.fix)
 
 

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors written atomically, safetensors and PyTorch files read without running code from them."""
+"""Weights in files: safetensors written atomically, these and PyTorch files read without running code from them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,11 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
             break
     is_state = isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
-    kind = f"a dict with {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, dict) else type(content).__name__
+    kind = (
+        f"a dict with {', '.join(map(repr, list(content)[:3]))}"
+        if isinstance(content, dict)
+        else type(content).__name__
+    )
     check(is_state, "a state dict (names to tensors)", f"{kind} in {path}", "save model.state_dict()")
     return cast("dict[str, Tensor]", content)
 

@@ -37,9 +37,7 @@ class Rule:
     def rename(self, key: str, *, to_ours: bool) -> str | None:
         """Return the other name of `key`, or none if the rule does not fit it."""
         theirs, ours = self._patterns
-        pattern, source, target = (
-            (theirs, self.theirs, self.ours) if to_ours else (ours, self.ours, self.theirs)
-        )
+        pattern, source, target = (theirs, self.theirs, self.ours) if to_ours else (ours, self.ours, self.theirs)
         match = pattern.fullmatch(key)
         if match is None:
             return None
@@ -71,9 +69,7 @@ def _filled(field: re.Match[str], values: Mapping[str, str | int]) -> str:
     return str(value + int(field["offset"] or 0)) if isinstance(value, int) else value
 
 
-def rename(
-    state: Mapping[str, Value], rules: Iterable[Rule], *, to_ours: bool, source: str
-) -> dict[str, Value]:
+def rename(state: Mapping[str, Value], rules: Iterable[Rule], *, to_ours: bool, source: str) -> dict[str, Value]:
     """Rename every key of a state dict by the first rule that fits it.
 
     Args:

@@ -1,1 +1,1 @@
-"""To be filled."""
+"""The command line: parse, import what is needed, call, print."""

@@ -155,7 +155,7 @@ class HierarchicalBackbone(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one with `num_classes` outputs (0: none) and, if given, change the pooling."""
+        """Replace the classifier by one with `num_classes` outputs (0: none) and, if given, change the pooling."""
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool)
 

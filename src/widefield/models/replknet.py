@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
@@ -52,9 +52,7 @@ class RepLKBlock(nn.Module):
         super().__init__()
         self.norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype)
         self.conv1 = ConvNorm2d(channels, hidden_channels, activation=nn.ReLU, device=device, dtype=dtype)
-        self.large_kernel = ReparamConv2d(
-            hidden_channels, kernel_size, small_kernel_size, device=device, dtype=dtype
-        )
+        self.large_kernel = ReparamConv2d(hidden_channels, kernel_size, small_kernel_size, device=device, dtype=dtype)
         self.activation = nn.ReLU()
         self.conv2 = ConvNorm2d(hidden_channels, channels, device=device, dtype=dtype)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -204,7 +202,8 @@ class RepLKNet(HierarchicalBackbone):
         """
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
-        pairs = -(-(len(self.stages[2].blocks) // 2) // 2) if len(self.stages) > 2 else 0
+        third = cast("Stage", self.stages[2])
+        pairs = -(-len(third.blocks) // 4)
         chunks = [
             (rf"^stages\.2\.blocks\.(?:{'|'.join(str(4 * chunk + entry) for entry in range(4))})\.", (3 + chunk,))
             for chunk in range(pairs)

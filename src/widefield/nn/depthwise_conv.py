@@ -42,7 +42,7 @@ class DepthwiseConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        super().__init__(
+        super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves device and dtype untyped
             channels,
             channels,
             kernel,

@@ -1,4 +1,4 @@
-"""Functional operators: tensors in, tensors out. Needs torch only; one trilinear form, three maps, a backend for each."""
+"""Functional operators: tensors in, tensors out. One trilinear form, three maps, a backend for each; torch only."""
 
 from widefield.ops.backends import Pass as Pass
 from widefield.ops.depthwise_conv import Problem as Problem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ BACKEND_NAMES = ("reference", "aten", "channels_last", "correlation")
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> Generator[None]:
     """Run every operator called within the block on one backend, forward and backward.
 
     A forced backend never falls back: a problem that it cannot run raises `InputError` with all its reasons.
@@ -56,7 +56,16 @@ class Candidate:
     pass_: Pass
     backend: str
     is_chosen: bool
+    is_automatic: bool
+    """Whether it may be chosen without `use_backend`."""
     refusals: tuple[str, ...]
+
+    @property
+    def standing(self) -> str:
+        """In words, what the backend can do here."""
+        if self.refusals:
+            return "cannot run"
+        return "chosen" if self.is_chosen else "can run" if self.is_automatic else "on request only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +82,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [str(self.problem)]
         for candidate in self.candidates:
-            state = "chosen" if candidate.is_chosen else "cannot run" if candidate.refusals else "can run"
             reason = f" ({'; '.join(candidate.refusals)})" if candidate.refusals else ""
-            lines.append(f"  {candidate.pass_:<12} {candidate.backend:<14} {state}{reason}")
+            lines.append(f"  {candidate.pass_:<12} {candidate.backend:<14} {candidate.standing}{reason}")
         return "\n".join(lines)
 
 
@@ -125,5 +133,7 @@ def explain_choice(
             refusals = tuple(find(backends, name).refusals(problem, pass_))
             is_chosen = is_open and not refusals and name in order
             is_open = is_open and not is_chosen
-            candidates.append(Candidate(pass_=pass_, backend=name, is_chosen=is_chosen, refusals=refusals))
+            candidates.append(
+                Candidate(pass_=pass_, backend=name, is_chosen=is_chosen, is_automatic=name in order, refusals=refusals)
+            )
     return Explanation(problem=problem, candidates=tuple(candidates))

@@ -1,4 +1,4 @@
-"""Structural re-parameterization of any network: the algebra, the in-place folds, and the merge with its certificate."""
+"""Structural re-parameterization of any network: the algebra, the folds, and the merge with its certificate."""
 
 from widefield.reparam.algebra import affine_of_batch_norm as affine_of_batch_norm
 from widefield.reparam.algebra import embed_kernel as embed_kernel

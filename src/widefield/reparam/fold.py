@@ -14,7 +14,7 @@ Affine = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 def is_foldable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether `module` is a BatchNorm (synchronised or not) with running statistics: an affine map in evaluation mode."""
+    """Whether `module` is a BatchNorm with running statistics: an affine map in evaluation mode."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
@@ -81,6 +81,6 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert is_foldable_norm(norm)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    weight = None if norm.weight is None else as_double(norm.weight)
-    bias = None if norm.bias is None else as_double(norm.bias)
+    weight = as_double(norm.weight) if norm.affine else None
+    bias = as_double(norm.bias) if norm.affine else None
     return affine_of_batch_norm(as_double(norm.running_mean), as_double(norm.running_var), weight, bias, norm.eps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -108,7 +109,7 @@ def _pairs(module: nn.Sequential) -> list[tuple[str, str]]:
     children = list(module.named_children())
     return [
         (first_name, second_name)
-        for (first_name, first), (second_name, second) in zip(children, children[1:], strict=False)
+        for (first_name, first), (second_name, second) in pairwise(children)
         if isinstance(first, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and is_foldable_norm(second)
     ]
 
@@ -180,7 +181,7 @@ def _example_for(model: nn.Module) -> Tensor:
     if callable(maker):
         return cast("Tensor", maker())
     config = getattr(model, "pretrained_cfg", None)
-    size = config.get("input_size") if isinstance(config, dict) else None
+    size = cast("dict[str, Any]", config).get("input_size") if isinstance(config, dict) else None
     parameter = next(model.parameters(), None)
     check(
         size is not None and parameter is not None,

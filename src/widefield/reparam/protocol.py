@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import Protocol, cast, runtime_checkable
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from widefield._core.checks import check
 
 @runtime_checkable
 class Reparameterizable(Protocol):
-    """A module with a branched form for training and a merged form for inference, which are the same function.
+    """A module with a branched form for training and a merged form for inference: the same function.
 
     ``reparameterize`` is also the hook that timm's ``reparameterize_model`` calls: it folds everything below the module,
     in place, does nothing when called again, and refuses training mode.
@@ -32,7 +33,10 @@ def check_evaluation_mode(module: nn.Module) -> None:
     Raises:
         InputError: If a module is in training mode; it is named.
     """
-    name = next((name for name, child in module.named_modules() if child.training), None)
+    name = next(
+        (name for name, child in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()) if child.training),
+        None,
+    )
     where = f"the module {name!r}" if name else "the module itself"
     check(
         name is None,

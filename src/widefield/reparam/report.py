@@ -41,8 +41,7 @@ class MergeReport:
     def __str__(self) -> str:
         worst = self.worst_unit
         lines = [
-            f"merged {len(self.unit_errors)} units: "
-            f"{self.parameters_before:,} -> {self.parameters_after:,} parameters",
+            f"merged {len(self.unit_errors)} units: {self.parameters_before:,} -> {self.parameters_after:,} parameters",
             f"relative error of the output {self.relative_error:.2e} ({self.dtype}, "
             f"input {'x'.join(map(str, self.example_shape))})",
         ]

@@ -1,1 +1,1 @@
-"""To be filled."""
+"""What networks are trained for, one package for each task."""

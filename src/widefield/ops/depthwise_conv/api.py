@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -129,9 +129,7 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 
 
 def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check(
-        x.is_floating_point(), "a floating-point input", f"{x.dtype}", "convert it, for instance with x.float()"
-    )
+    check(x.is_floating_point(), "a floating-point input", f"{x.dtype}", "convert it, for instance with x.float()")
     others = [weight] if bias is None else [weight, bias]
     check(
         all(other.dtype == x.dtype for other in others),
@@ -148,8 +146,8 @@ def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _as_pair(value: int | tuple[int, int] | str, name: str, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+    pair: tuple[Any, ...] = (value, value) if isinstance(value, int) else tuple(value)
+    is_pair = len(pair) == 2 and all(isinstance(n, int) for n in pair)
     check(
         is_pair and min(pair) >= least,
         f"{name} of at least {least}, one whole number or two",

@@ -4,6 +4,9 @@ With ``F``, ``G_x`` and ``G_w`` the maps, every derivative is again one of them:
 dF = (G_x(g, w), G_w(g, x)), dG_x = (F(v, w), G_w(g, v)), dG_w = (F(x, u), G_x(g, u)).
 """
 
+# torch.library leaves the types of its decorators open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,7 +28,14 @@ def _pair(values: Ints) -> tuple[int, int]:
 
 
 def _problem(
-    size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, dtype: torch.dtype, device: str, layout: Layout
+    size: Ints,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    dtype: torch.dtype,
+    device: str,
+    layout: Layout,
 ) -> Problem:
     return Problem(
         batch=int(size[0]),

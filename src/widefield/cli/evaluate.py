@@ -1,0 +1,94 @@
+"""``widefield evaluate``: the score of a run or a checkpoint on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from widefield._core.checks import check
+from widefield.cli.arguments import parse
+from widefield.data import evaluation_loader, open_split
+from widefield.tasks.classification import evaluate, load_classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Score a classifier on a split of the data it was trained on, or of other data with the same classes."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run folder or a checkpoint file."""
+
+    form: Literal["branched", "merged"] = "branched"
+    """Which of a run folder's two files."""
+
+    split: Literal["auto", "train", "validation", "test"] = "auto"
+    """auto is the split of the run's summary: test where the data has one, else validation."""
+
+    root: str | None = None
+    """Data in place of that of the run, as --data.root of widefield train."""
+
+    batch_size: int | None = None
+    """Images in a batch; that of the run if not given."""
+
+    workers: int | None = None
+    """Loader processes; that of the run if not given."""
+
+    on_error: Literal["stop", "skip"] = "stop"
+    """What an image that cannot be decoded does."""
+
+    model: str | None = None
+    """Name of the model, for a published checkpoint that does not say it."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command."""
+    arguments = parse(EvaluateArguments, words, command="evaluate")
+    console = Console(highlight=False)
+    model, card = load_classifier(arguments.checkpoint, arguments.form, arguments.model)
+    changes = {
+        "root": arguments.root,
+        "batch_size": arguments.batch_size,
+        "workers": arguments.workers,
+        "on_error": arguments.on_error,
+    }
+    data = replace(card.data, **{name: value for name, value in changes.items() if value is not None})
+    split = arguments.split
+    if split == "auto":
+        split = "test" if _has_test(data) else "validation"
+    source = open_split(data, split)
+    numbered = arguments.model is not None and len(source.classes) == len(card.classes)
+    check(
+        source.classes == card.classes or numbered,
+        f"the classes of the checkpoint ({len(card.classes)}, first {card.classes[0]!r})",
+        f"{len(source.classes)} in {data.root!r}, first {source.classes[0]!r}",
+        "use data with the same class names",
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = evaluation_loader(source, data)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("evaluating", total=loader.num_samples)
+        result = evaluate(
+            model.to(device), loader, len(card.classes), device, on_batch=lambda n: progress.advance(bar, n)
+        )
+    loader.close()
+    console.print(f"{card.model.name} ({card.form}) on the {split} split of {data.root}", soft_wrap=True)
+    if loader.num_skipped:
+        console.print(f"left out {loader.num_skipped} images that could not be decoded")
+    console.print(f"images {result.count:,}\nloss   {result.loss:.6f}\ntop-1  {result.top1} %\ntop-5  {result.top5} %")
+
+
+def _has_test(data: object) -> bool:
+    from widefield._core.errors import InputError
+
+    try:
+        open_split(data, "test")  # type: ignore[arg-type]
+    except InputError:
+        return False
+    return True

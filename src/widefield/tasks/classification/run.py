@@ -1,0 +1,223 @@
+"""A run from config to results: train, keep the best, merge with a certificate, evaluate both forms, write it down."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from widefield.__about__ import __version__
+from widefield._core.checks import check
+from widefield._core.errors import InputError, RunError
+from widefield.checkpoints.files import load_weights
+from widefield.data import ImageSource, Splits, evaluation_loader, evaluation_transform, open_splits, train_loader
+from widefield.engine import FitResult, Reporter, RunFolder, Trainer, make_accelerator, seed_everything
+from widefield.reparam import MergeReport, merge
+from widefield.tasks.classification.card import ClassifierCard, make_classifier, save_classifier, start_from
+from widefield.tasks.classification.config import RunConfig
+from widefield.tasks.classification.evaluation import Evaluation, evaluate
+from widefield.tasks.classification.figures import draw_confusion, draw_curves
+from widefield.tasks.classification.task import ClassificationTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The results of a run, as ``summary.json`` holds them. Accuracies are in percent."""
+
+    model: str
+    recipe: str
+    split: str
+    """The split that the scores below were measured on: "test" where the data has one, else "validation"."""
+    images: int
+    """Images in that split."""
+    top1: float
+    """Of the kept weights, branched."""
+    top5: float
+    merged_top1: float
+    merged_prediction_differences: int
+    """Images of that split on which branched and merged network disagree."""
+    merge_relative_error: float
+    validation_top1: float
+    """Of the kept weights: the score that they were chosen by."""
+    last_validation_top1: float
+    """Of the weights after the last epoch."""
+    best_epoch: int
+    epochs: int
+    parameters: int
+    merged_parameters: int
+    seconds: float
+    """From the first step to the last, validation included."""
+    train_images: int
+    skipped_images: int
+    """Images left out because they could not be decoded."""
+    data: str
+    device: str
+    threads: int
+    torch: str
+    widefield: str
+
+
+def train(
+    config: RunConfig, path: Path, *, resume: bool = False, reporter: Reporter | None = None
+) -> tuple[RunSummary, MergeReport] | None:
+    """Train, merge and evaluate a classifier, and fill its run folder.
+
+    Args:
+        config: The run.
+        path: Its folder; new or empty, unless `resume`.
+        resume: Take up the run that lies there at its newest checkpoint.
+        reporter: Told of progress.
+
+    Returns:
+        Summary and certificate on the main process, nothing on the others.
+
+    Raises:
+        InputError: If data, model, settings or folder cannot be used; nothing has been written then.
+        RunError: If the run had to stop (a loss that is not finite, a full disk).
+    """
+    accelerator = make_accelerator(config.trainer)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    splits = open_splits(config.data)
+    loader = train_loader(
+        splits.train, config.data, config.augmentation, seed=config.trainer.seed, rank=rank, world_size=world_size
+    )
+    validation = evaluation_loader(splits.validation, config.data, rank=rank, world_size=world_size)
+    seed_everything(config.trainer.seed)
+    classes = splits.train.classes
+    model = make_classifier(config.model, len(classes))
+    check_image_size(model, config.data.image_size)
+    if config.model.weights is not None:
+        start_from(model, Path(config.model.weights))
+    # Drop path draws differently on each process, initial weights do not.
+    seed_everything(config.trainer.seed, rank)
+    folder = RunFolder.create(path, resume, _needed_bytes(model, config), config.to_yaml())
+    task = ClassificationTask(validation, len(classes), config.augmentation.label_smoothing)
+    trainer = Trainer(
+        model,
+        task,
+        loader,
+        folder,
+        trainer=config.trainer,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        ema=config.ema,
+        reporter=reporter,
+        accelerator=accelerator,
+    )
+    result = trainer.fit(resume=resume)
+    loader.close()
+    validation.close()
+    if not accelerator.is_main_process:
+        return None
+    skipped = loader.num_skipped + validation.num_skipped
+    try:
+        return _finish(config, folder, splits, model, result, accelerator.device, skipped)
+    except OSError as error:
+        raise RunError(
+            f"Expected to write the results to {folder.path}, but got {error.strerror}: "
+            "free space there and finish with widefield train --resume (the trained weights are kept)."
+        ) from error
+
+
+def check_image_size(model: nn.Module, image_size: int) -> None:
+    """Raise unless a network takes square images of a size.
+
+    Raises:
+        InputError: If its last feature map would be less than a pixel, or it refuses the size.
+    """
+    name = type(model).__name__
+    info = cast("list[dict[str, Any]]", getattr(model, "feature_info", None) or [])
+    reduction = max((int(entry["reduction"]) for entry in info), default=1)
+    check(
+        image_size >= reduction,
+        f"an image size of at least {reduction} for {name}",
+        f"{image_size}",
+        f"raise --data.image-size to {reduction} or more",
+    )
+    try:
+        with torch.device("meta"):
+            copy.deepcopy(model).to("meta").eval()(torch.empty(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"an image size that {name} takes",
+            f"{image_size} ({str(error).splitlines()[0]})",
+            "change --data.image-size",
+        ) from error
+
+
+def _finish(
+    config: RunConfig,
+    folder: RunFolder,
+    splits: Splits,
+    model: nn.Module,
+    result: FitResult,
+    device: torch.device,
+    skipped: int,
+) -> tuple[RunSummary, MergeReport]:
+    load_weights(model, result.best_weights, "the best checkpoint")
+    model.eval()
+    source, split = (splits.validation, "validation") if splits.test is None else (splits.test, "test")
+    card = ClassifierCard(
+        model=replace(config.model, weights=None), data=config.data, classes=tuple(splits.train.classes)
+    )
+    save_classifier(folder.model, model.state_dict(), card)
+    branched = _score(model, source, config, device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    report = merge(model, example=_example(source, config).to(device))
+    save_classifier(folder.merged, model.state_dict(), replace(card, form="merged"))
+    merged = _score(model, source, config, device)
+    summary = RunSummary(
+        model=config.model.name,
+        recipe=config.recipe,
+        split=split,
+        images=branched.count,
+        top1=branched.top1,
+        top5=branched.top5,
+        merged_top1=merged.top1,
+        merged_prediction_differences=int((branched.predictions != merged.predictions).sum()),
+        merge_relative_error=report.relative_error,
+        validation_top1=result.best["top1"],
+        last_validation_top1=result.last["top1"],
+        best_epoch=result.best_epoch,
+        epochs=config.trainer.epochs,
+        parameters=parameters,
+        merged_parameters=report.parameters_after,
+        seconds=result.seconds,
+        train_images=len(splits.train),
+        skipped_images=skipped,
+        data=splits.description,
+        device=str(device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        widefield=__version__,
+    )
+    draw_curves(folder.figure("curves.png"), result.history, result.best_epoch, f"{config.model.name}, {config.recipe}")
+    title = f"{split} split, {merged.count:,} images, {merged.top1:.2f} % right"
+    draw_confusion(folder.figure("confusion_matrix.png"), merged.confusion, splits.train.classes, title)
+    folder.write_json("merge.json", report.as_dict())
+    folder.write_json("summary.json", asdict(summary))
+    return summary, report
+
+
+def _score(model: nn.Module, source: ImageSource, config: RunConfig, device: torch.device) -> Evaluation:
+    loader = evaluation_loader(source, config.data)
+    scores = evaluate(model, loader, len(source.classes), device)
+    loader.close()
+    return scores
+
+
+def _example(source: ImageSource, config: RunConfig) -> torch.Tensor:
+    """The first images of the split: the certificate is measured on what the network is for."""
+    transform = evaluation_transform(config.data)
+    return torch.stack([transform(source.load(index)[0]) for index in range(min(4, len(source)))])
+
+
+def _needed_bytes(model: nn.Module, config: RunConfig) -> int:
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    # Weights and two moments for each checkpoint and the one being written, the average, the best and both results.
+    copies = (config.trainer.keep_checkpoints + 1) * (3 if config.ema.decay is None else 4) + 4
+    return weights * copies + 20_000_000
