@@ -1,1 +1,25 @@
-"""To be filled."""
+"""The training engine: task-agnostic, exact, resumable."""
+
+from widefield.engine.checkpointing import latest_checkpoint as latest_checkpoint
+from widefield.engine.checkpointing import read_checkpoint as read_checkpoint
+from widefield.engine.checkpointing import save_checkpoint as save_checkpoint
+from widefield.engine.checkpointing import write_weights as write_weights
+from widefield.engine.config import EmaConfig as EmaConfig
+from widefield.engine.config import OptimizerConfig as OptimizerConfig
+from widefield.engine.config import ScheduleConfig as ScheduleConfig
+from widefield.engine.config import TrainerConfig as TrainerConfig
+from widefield.engine.devices import make_accelerator as make_accelerator
+from widefield.engine.devices import move_batch as move_batch
+from widefield.engine.devices import seed_everything as seed_everything
+from widefield.engine.ema import ModelEma as ModelEma
+from widefield.engine.optim import make_optimizer as make_optimizer
+from widefield.engine.optim import make_scheduler as make_scheduler
+from widefield.engine.protocol import Loader as Loader
+from widefield.engine.protocol import Task as Task
+from widefield.engine.reporter import LogReporter as LogReporter
+from widefield.engine.reporter import Reporter as Reporter
+from widefield.engine.run_folder import RunFolder as RunFolder
+from widefield.engine.sync_batch_norm import SyncBatchNorm2d as SyncBatchNorm2d
+from widefield.engine.sync_batch_norm import convert_sync_batch_norm as convert_sync_batch_norm
+from widefield.engine.trainer import FitResult as FitResult
+from widefield.engine.trainer import Trainer as Trainer

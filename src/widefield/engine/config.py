@@ -1,0 +1,141 @@
+"""What a training run is made of, as frozen values: optimizer, schedule, weight averaging, trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from widefield._core.checks import check
+
+
+def _check_at_least(name: str, value: float, least: float) -> None:
+    check(value >= least, f"{name} to be at least {least:g}", f"{value:g}", "raise it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer, by timm's name, and its settings."""
+
+    name: str = "adamw"
+    """Any optimizer name of `timm.optim.list_optimizers()`, with or without `lookahead_` in front."""
+
+    lr: float = 4e-3
+    """Peak learning rate for the global batch of the run."""
+
+    weight_decay: float = 0.05
+    """Weight decay of tensors with two or more dimensions; biases, scales and `no_weight_decay()` names have none."""
+
+    betas: tuple[float, float] | None = None
+    """Moment decays of Adam-like optimizers; None leaves the optimizer's own."""
+
+    momentum: float = 0.9
+    """Momentum of optimizers that have one."""
+
+    eps: float | None = None
+    """Term added to the denominator; None leaves the optimizer's own."""
+
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer to the one below, by the model's `group_matcher()`; None is off."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, "a positive learning rate", f"{self.lr:g}", "set optimizer.lr above 0")
+        _check_at_least("optimizer.weight_decay", self.weight_decay, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run, set anew for every optimizer update."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warmup: half a cosine down to `min_lr` at the last update, or the peak throughout."""
+
+    warmup_epochs: float = 10
+    """Epochs of linear rise from `warmup_lr` to the peak, counted within the epochs of the run."""
+
+    warmup_lr: float = 1e-6
+    """Learning rate of the first update when there is a warmup."""
+
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("schedule.warmup_epochs", self.warmup_epochs, 0)
+        _check_at_least("schedule.min_lr", self.min_lr, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """An exponential moving average of the weights, validated and kept in place of the weights themselves."""
+
+    decay: float | None = None
+    """Share of the average that each update keeps, such as 0.9999; None is off."""
+
+    warmup: bool = False
+    """Start with a small decay and let it grow to `decay`, for short runs."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.decay is None or 0 < self.decay < 1,
+            "an ema.decay between 0 and 1",
+            f"{self.decay}",
+            "use a value such as 0.9999, or None to turn the average off",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The run itself: length, precision, devices, checkpoints and logs."""
+
+    epochs: int = 120
+    """Passes over the training data."""
+
+    seed: int = 0
+    """Seed of every random number in the run; each rank draws its own stream from it."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast type; fp16 scales the loss and needs a GPU."""
+
+    accumulate_steps: int = 1
+    """Batches whose gradients are averaged into one optimizer update."""
+
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; None leaves it as it is."""
+
+    compile: bool = False
+    """Run the training steps through `torch.compile`; validation stays eager."""
+
+    channels_last: bool = False
+    """Keep the weights and the four-dimensional inputs in the channels_last memory format."""
+
+    sync_batch_norm: bool = True
+    """Share BatchNorm statistics between processes; without effect in one process."""
+
+    device: Literal["auto", "cpu"] = "auto"
+    """The accelerator of this machine if there is one, or the CPU in any case."""
+
+    checkpoint_every_steps: int | None = None
+    """Optimizer updates between checkpoints within an epoch; None saves at the end of epochs only."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk, besides the best weights."""
+
+    log_every_steps: int = 10
+    """Optimizer updates between two rows of `steps.csv`; the loss is read from the device only then."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+    wandb: bool = False
+    """Log to Weights & Biases as well; needs widefield[wandb]."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate_steps", "keep_checkpoints", "log_every_steps"):
+            _check_at_least(f"trainer.{name}", getattr(self, name), 1)
+        if self.checkpoint_every_steps is not None:
+            _check_at_least("trainer.checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        check(
+            self.clip_norm is None or self.clip_norm > 0,
+            "a positive trainer.clip_norm",
+            f"{self.clip_norm}",
+            "raise it, or use None for no clipping",
+        )

@@ -1,0 +1,131 @@
+"""The curves of a run: two CSV files always, TensorBoard and Weights & Biases if asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from widefield._core.extras import require
+from widefield.engine.run_folder import RunFolder, replace_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_STEP_COLUMNS = "step,loss,lr"
+
+
+def _metrics_text(history: Sequence[Mapping[str, float]]) -> str:
+    columns = [name for name in dict.fromkeys(name for row in history for name in row) if name != "seconds"]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*columns, "seconds"], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: repr(value) for name, value in row.items()} for row in history)
+    return text.getvalue()
+
+
+class MetricsLog:
+    """Writes the curves of one run, on the main process alone.
+
+    `metrics.csv` is replaced as a whole at every epoch, so it always holds one complete row per epoch of the history.
+    `steps.csv` is appended to; its rows after `last_step` are cut first. Numbers have full precision.
+
+    Args:
+        folder: The folder of the run.
+        history: Rows of the epochs done, empty in a new run.
+        last_step: Step of the checkpoint that the run goes on from, 0 in a new run.
+        tensorboard: Write TensorBoard events.
+        wandb: Log to Weights & Biases.
+
+    Raises:
+        MissingExtraError: If Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        history: Sequence[Mapping[str, float]],
+        last_step: int,
+        *,
+        tensorboard: bool,
+        wandb: bool,
+    ) -> None:
+        self._folder = folder
+        self._wandb: Any = self._start_wandb() if wandb else None
+        if history:
+            replace_text(folder.metrics, _metrics_text(history))
+        else:
+            folder.metrics.unlink(missing_ok=True)
+        replace_text(folder.steps, self._steps_until(last_step))
+        self._steps = folder.steps.open("a", encoding="utf-8", newline="")
+        self._events: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(folder.tensorboard), purge_step=last_step + 1 if last_step else None)
+
+    def log_step(self, step: int, loss: float, lr: float) -> None:
+        """Append a row to `steps.csv`.
+
+        Args:
+            step: Optimizer updates done.
+            loss: Mean training loss since the last row.
+            lr: Learning rate of the update.
+        """
+        self._steps.write(f"{step},{loss!r},{lr!r}\n")
+        self._steps.flush()
+        self._send({"train/loss": loss, "train/lr": lr}, step)
+
+    def log_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write `metrics.csv`.
+
+        Args:
+            history: The rows of all epochs done; the last one is new.
+        """
+        replace_text(self._folder.metrics, _metrics_text(history))
+        row = history[-1]
+        self._send({f"epoch/{name}": value for name, value in row.items() if name != "step"}, int(row["step"]))
+
+    def flush(self) -> None:
+        """Bring everything to the disk; called before a checkpoint, which must not be ahead of the curves."""
+        self._steps.flush()
+        os.fsync(self._steps.fileno())
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        """Close files and connections."""
+        self._steps.close()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _send(self, scalars: Mapping[str, float], step: int) -> None:
+        if self._events is not None:
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(scalars), step=step)
+
+    def _steps_until(self, last_step: int) -> str:
+        kept = [_STEP_COLUMNS]
+        if last_step and self._folder.steps.is_file():
+            lines = self._folder.steps.read_text(encoding="utf-8").split("\n")[1:-1]
+            kept += [line for line in lines if int(line.split(",")[0]) <= last_step]
+        return "\n".join(kept) + "\n"
+
+    def _start_wandb(self) -> Any:
+        wandb = require("wandb", "wandb", "logging to Weights & Biases")
+        note = self._folder.path / "wandb_id.txt"
+        if not note.is_file():
+            replace_text(note, uuid.uuid4().hex)
+        return wandb.init(
+            project="widefield",
+            name=self._folder.path.name,
+            dir=str(self._folder.path),
+            id=note.read_text(encoding="utf-8"),
+            resume="allow",
+        )

@@ -1,0 +1,112 @@
+"""The optimizer and the schedule of its learning rate, from timm."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from typing import TYPE_CHECKING, Any
+
+from widefield._core.checks import check, check_name
+
+if TYPE_CHECKING:
+    import torch
+    from timm.scheduler.scheduler import Scheduler
+    from torch import nn
+
+    from widefield.engine.config import OptimizerConfig, ScheduleConfig
+
+logger = logging.getLogger(__name__)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Group the trainable parameters of `model` by weight decay and, with `layer_decay`, by layer.
+
+    One-dimensional parameters, biases of any shape and the names (or patterns) of `model.no_weight_decay()` get no
+    weight decay. Frozen parameters are left out, tied ones appear once.
+
+    Args:
+        model: Any module; `group_matcher()` gives the layers if it has one.
+        config: Weight decay and layer decay.
+
+    Returns:
+        Groups as torch optimizers take them; `lr_scale` in a group is honoured by timm's schedulers.
+    """
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    no_decay = set(getattr(model, "no_weight_decay", set)())
+    if config.layer_decay is None:
+        return param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=no_decay)
+    # timm's layer-wise groups exempt one-dimensional parameters only, not biases of shape (C, 1, 1).
+    no_decay |= {glob.escape(name) for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"}
+    return param_groups_layer_decay(
+        model, config.weight_decay, no_weight_decay_list=no_decay, layer_decay=config.layer_decay
+    )
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer of `config` over the trainable parameters of `model`.
+
+    Args:
+        model: Any module with at least one parameter that requires a gradient.
+        config: Name and settings.
+
+    Raises:
+        InputError: If timm knows no such optimizer or nothing can be trained.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    known = [str(name) for name in list_optimizers()]
+    check_name(config.name.lower().removeprefix("lookahead_"), known, "timm optimizer")
+    check(
+        any(parameter.requires_grad for parameter in model.parameters()),
+        "a model with parameters to train",
+        "one whose parameters are all frozen",
+        "set requires_grad on those that should learn",
+    )
+    given = {"betas": config.betas, "eps": config.eps}
+    return create_optimizer_v2(
+        model,
+        opt=config.name,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        param_group_fn=lambda module: parameter_groups(module, config),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, config: ScheduleConfig, epochs: int, updates_per_epoch: int
+) -> Scheduler:
+    """Build the schedule; `step_update(n)` sets the learning rate of the update after the n-th.
+
+    Args:
+        optimizer: Its current learning rates are the peak.
+        config: Shape, warmup and end.
+        epochs: Epochs of the run.
+        updates_per_epoch: Optimizer updates in each.
+    """
+    from timm.scheduler.cosine_lr import CosineLRScheduler
+    from timm.scheduler.step_lr import StepLRScheduler
+
+    updates = epochs * updates_per_epoch
+    warmup = round(config.warmup_epochs * updates_per_epoch)
+    if warmup >= updates:
+        logger.warning(
+            "the warmup of %d updates is as long as the run of %d: the peak learning rate is never reached; "
+            "lower schedule.warmup_epochs",
+            warmup,
+            updates,
+        )
+    if config.name == "constant":
+        return StepLRScheduler(
+            optimizer, decay_t=1, decay_rate=1.0, warmup_t=warmup, warmup_lr_init=config.warmup_lr, t_in_epochs=False
+        )
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=updates,
+        lr_min=config.min_lr,
+        warmup_t=warmup,
+        warmup_lr_init=config.warmup_lr,
+        t_in_epochs=False,
+    )

@@ -1,0 +1,215 @@
+"""The folder of a run: what lies where, and writes that are either whole or absent."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from widefield._core.checks import check
+from widefield._core.errors import InputError
+
+PARTIAL = ".partial"
+"""Ending of names, hidden by a leading dot, that are still being written; leftovers of a kill may be removed."""
+
+
+def is_main_rank() -> bool:
+    """Return whether this is the first (or only) process of the run, also before the process group exists."""
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until the file or folder `path` has reached the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a kill at any moment leaves the old content or the new, nothing between."""
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_to_disk(path.parent)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run.
+
+    Args:
+        path: The folder, which exists; `create` makes one.
+    """
+
+    path: Path
+
+    @staticmethod
+    def create(path: Path | str, resume: bool, needed_bytes: int, config: str | None = None) -> RunFolder:
+        """Make the folder of a run, or take up one that has a run in it.
+
+        Only the main process touches the disk; other processes get the same value at once, and a refusal on the main
+        process ends the run.
+
+        Args:
+            path: Where the run goes.
+            resume: Take up the run that lies there.
+            needed_bytes: Free space that the run needs.
+            config: Text of the resolved config: written as `config.yaml`, or compared with it when resuming.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: If the folder is taken, holds no run to resume or one of another config, cannot be written, or
+                lies on a disk with too little space. Nothing that was made is left behind.
+        """
+        folder = RunFolder(Path(path).absolute())
+        if is_main_rank():
+            if resume:
+                folder._check_resumable(config)
+            else:
+                check(
+                    not folder.path.exists() or (folder.path.is_dir() and not folder._contents()),
+                    "a run folder that is new or empty",
+                    f"{folder.path}, which has something in it",
+                    "choose another folder, or resume the run that lies there",
+                )
+            folder._prepare(needed_bytes, None if resume else config)
+        return folder
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, `config.yaml`."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per epoch, `metrics.csv`."""
+        return self.path / "metrics.csv"
+
+    @property
+    def steps(self) -> Path:
+        """Step, loss and learning rate every few updates, `steps.csv`."""
+        return self.path / "steps.csv"
+
+    @property
+    def summary(self) -> Path:
+        """The results of the run, `summary.json`."""
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        """The weights in train form, `model.safetensors`."""
+        return self.path / "model.safetensors"
+
+    @property
+    def merged(self) -> Path:
+        """The weights in inference form, `merged.safetensors`."""
+        return self.path / "merged.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Everything that is needed to resume, `checkpoints/`."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard events, `tensorboard/`."""
+        return self.path / "tensorboard"
+
+    def figure(self, name: str) -> Path:
+        """Return the path of the figure `name`, such as "curves.png"."""
+        return self.path / name
+
+    def write_text(self, name: str | Path, text: str) -> Path:
+        """Write a text file of the folder atomically.
+
+        Args:
+            name: Path relative to the folder.
+            text: Its content.
+
+        Returns:
+            The path of the file.
+        """
+        path = self.path / name
+        replace_text(path, text)
+        return path
+
+    def write_json(self, name: str | Path, value: Any) -> Path:
+        """Write `value` as indented JSON, atomically.
+
+        Args:
+            name: Path relative to the folder.
+            value: Anything that JSON can hold.
+
+        Returns:
+            The path of the file.
+        """
+        return self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def _contents(self) -> list[str]:
+        return [entry.name for entry in self.path.iterdir() if not entry.name.endswith(PARTIAL)]
+
+    def _check_resumable(self, config: str | None) -> None:
+        check(
+            self.config.is_file() or self.checkpoints.is_dir(),
+            "a folder with a run to resume",
+            f"{self.path}, which has neither config.yaml nor checkpoints",
+            "check the path, or start a new run there without resuming",
+        )
+        if config is None or not self.config.is_file():
+            return
+        kept = self.config.read_text(encoding="utf-8")
+        changed = [
+            line
+            for line in difflib.unified_diff(kept.splitlines(), config.splitlines(), n=0, lineterm="")
+            if line[:1] in "+-" and line[:3] not in ("+++", "---")
+        ]
+        check(
+            kept == config,
+            f"the config of the run in {self.path}",
+            f"another one ({'; '.join(changed[:4]) or 'different line ends'})",
+            "resume with the same settings, or start a new run in another folder",
+        )
+
+    def _prepare(self, needed_bytes: int, config: str | None) -> None:
+        made: Path | None = None
+        ancestor = self.path
+        while not ancestor.exists():
+            made, ancestor = ancestor, ancestor.parent
+        try:
+            free = shutil.disk_usage(ancestor).free
+            check(
+                free >= needed_bytes,
+                f"{needed_bytes / 1e6:.0f} MB free for the run",
+                f"{free / 1e6:.0f} MB on the disk of {self.path}",
+                "free space or choose a folder on another disk",
+            )
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+            if config is not None:
+                replace_text(self.config, config)
+        except (OSError, InputError) as error:
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                "a folder that can be written",
+                f"{self.path} ({error.strerror})",
+                "choose another folder or change its permissions",
+            ) from error

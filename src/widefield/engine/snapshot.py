@@ -1,0 +1,137 @@
+"""A run at one step, as the tensors and the JSON state of a checkpoint, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from widefield._core.checks import check
+from widefield.engine.model_state import load_state, unique_state
+from widefield.engine.optimizer_state import flatten_optimizer_state, restore_optimizer_state
+from widefield.engine.random_state import rng_state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from widefield.engine.ema import ModelEma
+    from widefield.engine.loss_record import LossRecord
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """Epochs done."""
+
+    batch: int = 0
+    """Batches of the current epoch done, on each rank."""
+
+    step: int = 0
+    """Optimizer updates done."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Rows of `metrics.csv`."""
+
+    best_epoch: int | None = None
+    """Epoch of the best weights, from 1."""
+
+    best_step: int | None = None
+    """Step of the best weights."""
+
+    seconds: float = 0.0
+    """Time spent before the current process, or in all when the run is done."""
+
+    epoch_seconds: float = 0.0
+    """Time spent on the current epoch before the current process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The parts of a run that a checkpoint holds."""
+
+    model: nn.Module
+    """The model without wrappers."""
+
+    optimizer: torch.optim.Optimizer
+    """Its optimizer, without accelerate's wrapper."""
+
+    ema: ModelEma | None
+    """The average of its weights, if there is one."""
+
+    losses: LossRecord
+    """The training loss, read up to the current step."""
+
+    accelerator: Accelerator
+    """Gives the scale of fp16 losses, and gathers the random state of the ranks."""
+
+    def take(self, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON state; called on all ranks.
+
+        Args:
+            progress: Where the run stands.
+        """
+        optimizer_tensors, optimizer_state = flatten_optimizer_state(self.optimizer, self.model)
+        tensors = {f"model/{name}": tensor for name, tensor in unique_state(self.model).items()}
+        if self.ema is not None:
+            tensors |= {f"ema/{name}": tensor for name, tensor in unique_state(self.ema.module).items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors.items()}
+        for name, tensor in rng_state().items():
+            local = tensor.to(self.accelerator.device).unsqueeze(0)
+            gathered: Any = self.accelerator.gather(local)
+            tensors |= {f"rank{rank}/{name}": part for rank, part in enumerate(gathered)}
+        scaler = self.accelerator.scaler
+        state = {
+            "format": 1,
+            "ranks": self.accelerator.num_processes,
+            **vars(progress),
+            "losses": self.losses.state(),
+            "optimizer": optimizer_state,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        return tensors, state
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
+        """Set the parts to a checkpoint; the random state is returned, to be set when training goes on.
+
+        Args:
+            tensors: Tensors of the checkpoint.
+            state: Its JSON state.
+
+        Returns:
+            Where the run stands, and the random state of this rank.
+
+        Raises:
+            InputError: If the checkpoint is of another model, optimizer, number of processes or average.
+        """
+        check(state.get("format") == 1, "a checkpoint of format 1", f"{state.get('format')}", "update widefield")
+        ranks = self.accelerator.num_processes
+        check(
+            state["ranks"] == ranks,
+            f"a run on {state['ranks']} process(es), as before",
+            f"{ranks}",
+            "resume with the same number of processes",
+        )
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        load_state(self.model, parts["model"])
+        check(
+            ("ema" in parts) == (self.ema is not None),
+            "the same ema.decay as before",
+            f"one that is {'off' if self.ema is None else 'on'}",
+            "resume with the same settings",
+        )
+        if self.ema is not None:
+            load_state(self.ema.module, parts["ema"])
+        restore_optimizer_state(self.optimizer, self.model, parts.get("optimizer", {}), state["optimizer"])
+        self.losses.restore(state["losses"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        progress = Progress(**{name: state[name] for name in vars(Progress())})
+        return progress, parts[f"rank{self.accelerator.process_index}"]
