@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,17 +72,16 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not any(f"unsupported {kind}" in str(error).lower() for kind in ("global", "class")):
+            raise _damaged(path, error) from error
         raise InputError(
             "a checkpoint that holds tensors alone",
             f"{path} with a pickled object, which could run code and was not loaded",
             "save the state dict alone, with model.state_dict(), or as safetensors",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(
-            "a complete PyTorch checkpoint",
-            f"{path}, which is truncated or damaged ({str(error).splitlines()[0]})",
-            "copy or download it again",
-        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, struct.error) as error:
+        # What the unpickler meets in a damaged file decides which of them it raises.
+        raise _damaged(path, error) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -94,6 +94,14 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     )
     check(is_state, "a state dict (names to tensors)", f"{kind} in {path}", "save model.state_dict()")
     return cast("dict[str, Tensor]", content)
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(
+        "a complete PyTorch checkpoint",
+        f"{path}, which is truncated or damaged ({(str(error).splitlines() or [type(error).__name__])[0]})",
+        "copy or download it again",
+    )
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

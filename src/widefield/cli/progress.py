@@ -50,8 +50,9 @@ class RichReporter:
         self._progress.update(self._task, completed=int(row["step"]))
         self._progress.console.print(
             f"epoch {epoch:>{width}}/{self._epochs}  loss {row['train_loss']:.3f}  "
-            f"validation loss {row['val_loss']:.3f}  top-1 {row['top1']:6.2f} %  {row['seconds']:.1f} s"
-            + ("  [green]best so far[/]" if is_best else "")
+            f"val loss {row['val_loss']:.3f}  top-1 {row['top1']:6.2f} %  {row['seconds']:5.1f} s"
+            + ("  [green]best[/]" if is_best else ""),
+            soft_wrap=True,
         )
 
     def run_done(self) -> None:

@@ -23,7 +23,8 @@ def create_model(name: str, **model_kwargs: Any) -> nn.Module:
     """Make a model through `timm.create_model`: one of ours, or any other that timm knows.
 
     Args:
-        name: For instance "replknet_31b", or "convnext_tiny".
+        name: For instance "replknet_31b", or "convnext_tiny", or a source
+            with a scheme, such as "hf-hub:timm/convnext_tiny.fb_in1k".
         **model_kwargs: Passed on to timm; what neither timm nor the model knows is refused there.
 
     Returns:
@@ -33,6 +34,6 @@ def create_model(name: str, **model_kwargs: Any) -> nn.Module:
         InputError: If neither we nor timm have a model of that name; the nearest names are given.
     """
     base = name.split(".")[0]
-    if not timm.is_model(base):
+    if ":" not in name and not timm.is_model(base):
         check_name(base, [*list_models(), *timm.list_models()], "model")
     return timm.create_model(name, **model_kwargs)

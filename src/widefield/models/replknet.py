@@ -145,6 +145,8 @@ class RepLKNet(HierarchicalBackbone):
         global_pool: timm's pooling type.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Drop-path probability of the last pair; it grows linearly from 0 at the first.
+        zero_init_residual: Whether the last norm of every residual branch starts with weight 0, so that each block
+            starts as the identity (Goyal et al., 2017, section 5.1). The published networks start with weight 1.
         device: Where to put the parameters ("meta" makes none).
         dtype: Their type.
 
@@ -165,6 +167,7 @@ class RepLKNet(HierarchicalBackbone):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        zero_init_residual: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -192,6 +195,10 @@ class RepLKNet(HierarchicalBackbone):
             drop_rate=drop_rate,
             **factory,
         )
+        if zero_init_residual:
+            for block in self.modules():
+                if isinstance(block, RepLKBlock | ConvFFN):
+                    nn.init.zeros_(cast("nn.BatchNorm2d", block.conv2.norm).weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the layer groups for layer-wise learning-rate decay.
@@ -202,8 +209,8 @@ class RepLKNet(HierarchicalBackbone):
         """
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
-        third = cast("Stage", self.stages[2])
-        pairs = -(-len(third.blocks) // 4)
+        # A pruned backbone may have no third stage.
+        pairs = sum(-(-len(cast("Stage", stage).blocks) // 4) for stage in self.stages[2:3])
         chunks = [
             (rf"^stages\.2\.blocks\.(?:{'|'.join(str(4 * chunk + entry) for entry in range(4))})\.", (3 + chunk,))
             for chunk in range(pairs)
@@ -245,14 +252,15 @@ class _Variant:
     kernel_sizes: tuple[int, ...] = (31, 29, 27, 13)
     small_kernel_size: int | None = 5
     hidden_ratio: float = 1.0
+    zero_init_residual: bool = False
 
 
 _BASE, _LARGE, _HUGE = (tuple(width * 2**stage for stage in range(4)) for width in (128, 192, 256))
 
 VARIANTS = {
-    "replknet_nano": _Variant((32, 64, 128, 256), depths=(1, 1, 3, 1), kernel_sizes=(13, 13, 13, 13)),
-    "replknet_tiny": _Variant((64, 128, 256, 512), depths=(2, 2, 10, 2)),
-    "replknet_small": _Variant((96, 192, 384, 768), depths=(2, 2, 14, 2)),
+    "replknet_nano": _Variant((32, 64, 128, 256), depths=(1, 1, 3, 1), kernel_sizes=(13, 13, 13, 13), zero_init_residual=True),
+    "replknet_tiny": _Variant((64, 128, 256, 512), depths=(2, 2, 10, 2), zero_init_residual=True),
+    "replknet_small": _Variant((96, 192, 384, 768), depths=(2, 2, 14, 2), zero_init_residual=True),
     "replknet_3b": _Variant(_BASE, kernel_sizes=(3, 3, 3, 3), small_kernel_size=None),
     "replknet_7b": _Variant(_BASE, kernel_sizes=(7, 7, 7, 7)),
     "replknet_13b": _Variant(_BASE, kernel_sizes=(13, 13, 13, 13)),

@@ -24,7 +24,8 @@ def use_backend(name: str) -> Generator[None]:
     """Run every operator called within the block on one backend, forward and backward.
 
     A forced backend never falls back: a problem that it cannot run raises `InputError` with all its reasons.
-    What was recorded within the block keeps its backend when ``backward`` is called after it.
+    What was recorded within the block keeps its backend when ``backward`` is called after it. A compiled function
+    follows the block around its call; the block itself cannot lie inside a function given to `torch.compile`.
 
     Args:
         name: One of `BACKEND_NAMES`.

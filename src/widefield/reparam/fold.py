@@ -14,8 +14,10 @@ Affine = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 def is_foldable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether `module` is a BatchNorm with running statistics: an affine map in evaluation mode."""
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
+    """Whether `module` is a BatchNorm with running statistics and nothing more: an affine map in evaluation mode."""
+    # timm's BatchNormAct2d is a BatchNorm that also holds a dropout and an activation.
+    is_plain = all(isinstance(child, nn.Identity) for child in module.children())
+    return isinstance(module, _BatchNorm) and module.running_mean is not None and is_plain
 
 
 def fold_after(layer: Affine, norm: nn.Module) -> None:
@@ -48,9 +50,9 @@ def fold_before(norm: nn.Module, layer: Affine) -> None:
         InputError: If `norm` is not a BatchNorm with running statistics, or `layer` pads or is grouped.
     """
     if not isinstance(layer, nn.Linear):
-        is_exact = layer.groups == 1 and layer.padding not in ("same", "valid") and not any(map(int, layer.padding))
+        pads = layer.padding != "valid" and (layer.padding == "same" or any(map(int, layer.padding)))
         check(
-            is_exact,
+            layer.groups == 1 and not pads,
             "a convolution without padding and groups after the norm",
             f"padding {layer.padding} and {layer.groups} groups",
             "keep that norm",

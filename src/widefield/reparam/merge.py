@@ -47,10 +47,12 @@ def merge(model: nn.Module, example: Tensor | None = None, *, where: Where | Non
         output, recorded = _record(model, example, names)
         fold(model, where=where)
         errors = tuple(
-            UnitError(name=name, relative_error=_relative_error(recorded[name][1], _submodule(model, name)(*inputs)))
-            for name, (inputs, _) in recorded.items()
+            UnitError(
+                name=name, relative_error=_relative_error(unit_output, _submodule(model, name)(*inputs, **keywords))
+            )
+            for name, (inputs, keywords, unit_output) in recorded.items()
         )
-        relative_error = _relative_error(output, model(example))
+        relative_error = _relative_error(output, model(example.clone()))
     return MergeReport(
         parameters_before=before_count,
         parameters_after=_count(model),
@@ -88,7 +90,8 @@ def _units(module: nn.Module, where: Where | None, name: str = "") -> Iterator[t
     action = _action(module)
     if action is not None and (where is None or where(name, module)):
         yield name, action
-        return
+        if not isinstance(module, nn.Sequential) or _hook(module) is not None:
+            return
     for child_name, child in module.named_children():
         yield from _units(child, where, f"{name}.{child_name}" if name else child_name)
 
@@ -96,13 +99,15 @@ def _units(module: nn.Module, where: Where | None, name: str = "") -> Iterator[t
 def _action(module: nn.Module) -> Callable[[], object] | None:
     if getattr(module, "is_merged", False) is True:
         return None
-    for hook in _HOOKS:
-        method = getattr(module, hook, None)
-        if callable(method):
-            return cast("Callable[[], object]", method)
-    if isinstance(module, nn.Sequential) and _pairs(module):
+    hook = _hook(module)
+    if hook is None and isinstance(module, nn.Sequential) and _pairs(module):
         return lambda: _fold_sequential(module)
-    return None
+    return hook
+
+
+def _hook(module: nn.Module) -> Callable[[], object] | None:
+    methods = (getattr(module, name, None) for name in _HOOKS)
+    return next((cast("Callable[[], object]", method) for method in methods if callable(method)), None)
 
 
 def _pairs(module: nn.Sequential) -> list[tuple[str, str]]:
@@ -123,17 +128,31 @@ def _fold_sequential(module: nn.Sequential) -> None:
 
 def _record(
     model: nn.Module, example: Tensor, names: Sequence[str]
-) -> tuple[object, dict[str, tuple[tuple[Any, ...], object]]]:
-    recorded: dict[str, tuple[tuple[Any, ...], object]] = {}
+) -> tuple[object, dict[str, tuple[tuple[Any, ...], dict[str, Any], object]]]:
+    inputs: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    recorded: dict[str, tuple[tuple[Any, ...], dict[str, Any], object]] = {}
 
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-            # Some layers work in place on what they are given or give: keep a copy.
-            recorded[name] = (tuple(_copy(value) for value in inputs), _copy(output))
+    # Some layers work in place on what they are given or give: keep copies, of the input before the layer has run.
+    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_: nn.Module, values: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            inputs[name] = tuple(map(_copy, values)), {key: _copy(value) for key, value in keywords.items()}
 
         return hook
 
-    handles = [_submodule(model, name).register_forward_hook(hook_for(name)) for name in names]
+    def after(name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
+        def hook(_: nn.Module, values: tuple[Any, ...], output: object) -> None:
+            recorded[name] = (*inputs.pop(name), _copy(output))
+
+        return hook
+
+    handles = [
+        handle
+        for name in names
+        for handle in (
+            _submodule(model, name).register_forward_pre_hook(before(name), with_kwargs=True),
+            _submodule(model, name).register_forward_hook(after(name)),
+        )
+    ]
     try:
         output = _copy(model(example.clone()))
     finally:
@@ -181,7 +200,8 @@ def _example_for(model: nn.Module) -> Tensor:
     if callable(maker):
         return cast("Tensor", maker())
     config = getattr(model, "pretrained_cfg", None)
-    size = cast("dict[str, Any]", config).get("input_size") if isinstance(config, dict) else None
+    stated = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
+    size = stated.get("input_size")
     parameter = next(model.parameters(), None)
     check(
         size is not None and parameter is not None,
@@ -190,8 +210,12 @@ def _example_for(model: nn.Module) -> Tensor:
         "pass example=, for instance torch.randn(1, 3, 224, 224)",
     )
     assert parameter is not None
+    _, *pixels = cast("tuple[int, ...]", size)
+    # With in_chans= a network has other channels than its configuration states.
+    first = dict(model.named_modules()).get(str(stated.get("first_conv")))
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else cast("tuple[int, ...]", size)[0]
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, *cast("tuple[int, ...]", size), generator=generator).to(parameter.device, parameter.dtype)
+    return torch.randn(1, channels, *pixels, generator=generator).to(parameter.device, parameter.dtype)
 
 
 def _count(model: nn.Module) -> int:

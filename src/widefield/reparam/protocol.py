@@ -14,8 +14,8 @@ from widefield._core.checks import check
 class Reparameterizable(Protocol):
     """A module with a branched form for training and a merged form for inference: the same function.
 
-    ``reparameterize`` is also the hook that timm's ``reparameterize_model`` calls: it folds everything below the module,
-    in place, does nothing when called again, and refuses training mode.
+    ``reparameterize`` is also the hook that timm's ``reparameterize_model`` calls: it folds all that is below the
+    module, in place, does nothing when called again, and refuses training mode.
     """
 
     is_merged: bool

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -122,7 +123,8 @@ def depthwise_conv1d(
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    is_eligible = device != "meta" and x.is_floating_point() and x.dtype != torch.float64
+    if not is_eligible or not torch.is_autocast_enabled(device):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -145,8 +147,8 @@ def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     )
 
 
-def _as_pair(value: int | tuple[int, int] | str, name: str, least: int) -> tuple[int, int]:
-    pair: tuple[Any, ...] = (value, value) if isinstance(value, int) else tuple(value)
+def _as_pair(value: object, name: str, least: int) -> tuple[int, int]:
+    pair = cast("Sequence[Any]", value if isinstance(value, tuple | list) else (value, value))
     is_pair = len(pair) == 2 and all(isinstance(n, int) for n in pair)
     check(
         is_pair and min(pair) >= least,

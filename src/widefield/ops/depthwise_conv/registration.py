@@ -70,7 +70,8 @@ def forward(
     chosen = _backend(problem, "forward", backend)
     shape = (size[0], size[1], *problem.output_size)
     if x.numel() == 0:
-        return torch.zeros(shape, dtype=x.dtype, device=x.device)
+        y = torch.zeros(shape, dtype=x.dtype, device=x.device)
+        return y if bias is None else y + bias[:, None, None]
     return _finished(chosen.forward(x, weight, bias, problem), x)
 
 
@@ -82,7 +83,7 @@ def grad_input(
     kernel = weight.shape[2:]
     problem = _problem(input_size, kernel, stride, padding, dilation, grad.dtype, grad.device.type, layout_of(grad))
     chosen = _backend(problem, "grad_input", backend)
-    if grad.numel() == 0:
+    if grad.numel() == 0 or 0 in input_size:
         return torch.zeros(list(input_size), dtype=grad.dtype, device=grad.device)
     return _finished(chosen.grad_input(grad, weight, problem), grad)
 
@@ -95,7 +96,7 @@ def grad_weight(
     problem = _problem(x.shape, kernel_size, stride, padding, dilation, x.dtype, x.device.type, layout_of(x))
     chosen = _backend(problem, "grad_weight", backend)
     shape = (x.shape[1], 1, *problem.kernel_size)
-    if grad.numel() == 0:
+    if grad.numel() == 0 or x.numel() == 0:
         return torch.zeros(shape, dtype=x.dtype, device=x.device)
     return chosen.grad_weight(grad, x, problem).to(x.dtype).contiguous()
 

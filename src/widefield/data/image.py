@@ -1,0 +1,142 @@
+"""One image: what counts as one, decoding it, and turning every pixel format into RGB. The names of labels."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from widefield._core.checks import check
+from widefield._core.errors import InputError
+from widefield.data.errors import UndecodableImageError
+
+_log = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Lower-case file extensions that count as images; anything else is passed over."""
+
+_ORIENTATION_TAG = 0x0112
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether the extension of `name` is that of an image."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder called `name` (without its folders) is no part of a data set."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read an image file as RGB.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The image, upright and in mode RGB.
+
+    Raises:
+        UndecodableImageError: If the file is missing or is no image that can be decoded.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UndecodableImageError.of(str(path), error.strerror or type(error).__name__) from error
+    return decode_image(content, str(path))
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """Decode an encoded image as RGB.
+
+    Args:
+        content: The bytes of the file.
+        name: What to call it in the error.
+
+    Returns:
+        The image, upright and in mode RGB.
+
+    Raises:
+        UndecodableImageError: If it cannot be decoded, is truncated, or is too large to be an honest image.
+    """
+    # Damaged bytes make Pillow's decoders raise nearly every exception there is, not only OSError.
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return to_rgb(_upright(image, name))
+    except Image.UnidentifiedImageError as error:
+        raise UndecodableImageError.of(name, "no known image format" if content else "the file is empty") from error
+    except Exception as error:
+        raise UndecodableImageError.of(name, str(error) or type(error).__name__) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any pixel format to RGB.
+
+    Transparency is composited on white, 16-bit grey is scaled to 8 bits, palettes and CMYK are resolved.
+
+    Args:
+        image: A decoded image of any mode.
+
+    Returns:
+        The same picture in mode RGB.
+
+    Raises:
+        ValueError: If the values have no stated range (floating-point images).
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise ValueError("floating-point values without a stated range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layers = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(page, layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    try:
+        if image.getexif().get(_ORIENTATION_TAG, 1) == 1:
+            return image
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # A broken EXIF block spoils the orientation, not the pixels.
+        _log.debug("the EXIF block of %s is left aside: %s", name, error)
+        return image
+
+
+def label_names(path: str | Path) -> tuple[str, ...]:
+    """Read the class names of a data set in the order of their labels.
+
+    Args:
+        path: A JSON file holding a list of names, or an object with such a list under "classes".
+
+    Returns:
+        The names; the label of a class is its place.
+
+    Raises:
+        InputError: If the file does not hold such a list, or a name is in it twice.
+    """
+    fix = 'write {"classes": ["first", "second", ...]}, or rename the file if it is about something else'
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("a JSON list of class names", f"{str(path)!r}, which cannot be read ({error})", fix) from error
+    names = content.get("classes") if isinstance(content, dict) else content
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError("a JSON list of class names", f"{str(path)!r}, which holds something else", fix)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    check(
+        not twice, "each class name once", f"{', '.join(map(repr, twice))} twice in {str(path)!r}", "keep one of each"
+    )
+    return tuple(names)
