@@ -39,9 +39,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
     for backend in BACKENDS:
         for pass_ in PASSES:
-            monkeypatch.setattr(
-                backend, pass_, spied(backend.name, pass_, getattr(backend, pass_)), raising=True
-            )
+            monkeypatch.setattr(backend, pass_, spied(backend.name, pass_, getattr(backend, pass_)), raising=True)
     return seen
 
 
@@ -93,12 +91,12 @@ def test_if_nothing_can_run_every_backend_says_why() -> None:
     )
     with pytest.raises(InputError, match=re.escape(text)):
         choose(BACKENDS, ("correlation",), problem, "grad_weight", "")
-    nothing = explain_choice(BACKENDS, {pass_: ("correlation",) for pass_ in PASSES}, problem, "")
+    nothing = explain_choice(BACKENDS, dict.fromkeys(PASSES, ("correlation",)), problem, "")
     assert nothing.chosen("forward") == ""
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512_BF16"])
-@pytest.mark.parametrize("kernel", [3, 9, 11, 15, 17, (31, 5), (5, 31)])
+@pytest.mark.parametrize("kernel", [3, 9, 11, 17, (31, 5), (5, 31), (5, 61)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_what_explain_calls_chosen_is_what_runs(
@@ -113,11 +111,11 @@ def test_what_explain_calls_chosen_is_what_runs(
     assert correlation.nchw_kernel_width_limit() == (15 if capability.startswith("AVX512") else 9)
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x = torch.ones(2, 4, 6, 5, dtype=dtype).contiguous(memory_format=form).requires_grad_()
-    weight = torch.ones(4, 1, *size, dtype=dtype, requires_grad=True)
+    x = torch.ones(1, 2, 20, 24, dtype=dtype).contiguous(memory_format=form).requires_grad_()
+    weight = torch.ones(2, 1, *size, dtype=dtype, requires_grad=True)
     y = depthwise_conv2d(x, weight)
     torch.autograd.grad(y, (x, weight), torch.ones_like(y))
-    explanation = explain(2, 4, 6, 5, kernel, dtype=dtype, layout=layout)
+    explanation = explain(1, 2, 20, 24, kernel, dtype=dtype, layout=layout)
     assert sorted(runs) == [(pass_, explanation.chosen(pass_)) for pass_ in PASSES]
     assert not any(chosen == "reference" for _, chosen in runs)
 
@@ -129,9 +127,7 @@ def test_explain_lists_every_backend_for_every_map_with_its_standing() -> None:
     assert lines[0] == "depthwise 3x3 on N1 C8 56x56, float32, contiguous, cuda"
     assert lines[1].split() == ["forward", "aten", "chosen"]
     assert lines[2].split() == ["forward", "channels_last", "can", "run"]
-    assert lines[3].endswith(
-        "cannot run (it computes grad_weight alone; it is for CPU tensors, not cuda)"
-    )
+    assert lines[3].endswith("cannot run (it computes grad_weight alone; it is for CPU tensors, not cuda)")
     assert lines[4].endswith("on request only")
 
 

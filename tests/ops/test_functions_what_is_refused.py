@@ -68,8 +68,7 @@ REFUSED: list[tuple[tuple[Tensor, ...], dict[str, Any], str]] = [
     (
         (X, torch.ones(3, 1, 4, 3)),
         {},
-        'Expected an odd kernel size for padding "same", but got 4x3: '
-        "use an odd size or give the padding as numbers.",
+        'Expected an odd kernel size for padding "same", but got 4x3: use an odd size or give the padding as numbers.',
     ),
     (
         (X, torch.ones(3, 1, 5, 5)),

@@ -38,7 +38,7 @@ def test_first_and_second_derivatives_are_right(backend: str, geometry: str) -> 
         with use_backend(backend):
             return depthwise_conv2d(x, weight, b, **GEOMETRIES[geometry])
 
-    inputs = tensors(bias=geometry != "valid")
+    inputs: Any = tensors(bias=geometry != "valid")
     assert gradcheck(function, inputs)
     assert gradgradcheck(function, inputs)
 

@@ -30,9 +30,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 def conv(case: Case, x: Tensor, weight: Tensor, backend: str) -> Tensor:
     problem = case.problem
     with use_backend(backend):
-        return depthwise_conv2d(
-            x, weight, stride=problem.stride, padding=problem.padding, dilation=problem.dilation
-        )
+        return depthwise_conv2d(x, weight, stride=problem.stride, padding=problem.padding, dilation=problem.dilation)
 
 
 @BACKENDS

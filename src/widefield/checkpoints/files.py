@@ -30,7 +30,8 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         metadata: Strings for the header of the file.
     """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda partial: save_file(flat, partial, metadata=dict(metadata or {})))
+    # safetensors writes a broken header for an empty dict of metadata.
+    write_atomically(path, lambda partial: save_file(flat, partial, metadata=dict(metadata) if metadata else None))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -70,7 +71,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # An open file, since torch goes by the name of a path: one that ends in .safetensors is not unpickled.
+        with path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not any(f"unsupported {kind}" in str(error).lower() for kind in ("global", "class")):
             raise _damaged(path, error) from error

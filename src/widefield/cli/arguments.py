@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -30,17 +33,35 @@ def parse(kind: type[Config], words: Sequence[str], *, command: str, default: Co
         InputError: If there is an unknown option, or a value that it cannot have.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
-    config, unknown = tyro.cli(
-        kind,
-        args=list(words),
-        prog=f"widefield {command}",
-        return_unknown_args=True,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.CascadeSubcommandArgs),
-        **options,
-    )
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            config, unknown = tyro.cli(
+                kind,
+                args=list(words),
+                prog=f"widefield {command}",
+                return_unknown_args=True,
+                config=(tyro.conf.FlagConversionOff,),
+                **options,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise _bad_value(told.getvalue(), command) from None
     if unknown:
         raise _unknown_option(unknown, kind, command)
     return config
+
+
+def _bad_value(told: str, command: str) -> InputError:
+    """Make a sentence of the box in which tyro reports an error."""
+    lines = [line.strip(" │╭╮╰╯─") for line in told.splitlines() if line.strip(" │╭╮╰╯")]
+    body = " ".join(lines[1 : lines.index("")] if "" in lines else lines[1:])
+    ours = re.search(r"Expected (?P<expected>.+?), but got (?P<got>.+): (?P<fix>[^:]+)\.$", body)
+    if ours is not None:
+        return InputError(**ours.groupdict())
+    reason = body.rstrip(".")
+    return InputError(f"options that widefield {command} takes", f"others ({reason})", f"see widefield {command} --help")
 
 
 def _unknown_option(unknown: Sequence[str], kind: type[Any], command: str) -> InputError:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from widefield._core.checks import check
+from widefield._core.memory import keep_freed_memory
 from widefield.cli.arguments import parse
 from widefield.cli.progress import RichReporter
 from widefield.engine.run_folder import is_main_rank
@@ -62,6 +63,7 @@ def run(words: Sequence[str]) -> None:
     console = Console(highlight=False, quiet=not is_main_rank())
     console.print(f"[bold]{config.recipe}[/]: {config.model.name} on {config.data.root}, run folder {path}")
     reporter = RichReporter(console)
+    keep_freed_memory()
     try:
         result = train(config, path, resume=arguments.resume is not None, reporter=reporter)
     finally:

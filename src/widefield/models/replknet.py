@@ -78,7 +78,7 @@ class RepLKBlock(nn.Module):
             part.reparameterize()
         if not self.is_merged:
             fold_before(self.norm, self.conv1.conv)
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().eval()
 
 
 class ConvFFN(nn.Module):
@@ -127,7 +127,7 @@ class ConvFFN(nn.Module):
             part.reparameterize()
         if not self.is_merged:
             fold_before(self.norm, self.conv1.conv)
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().eval()
 
 
 class RepLKNet(HierarchicalBackbone):
@@ -314,7 +314,7 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
 
 @register_model
 def replknet_nano(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
-    """RepLKNet-nano, ours: 1.6M parameters, K = 13 in every stage."""
+    """RepLKNet-nano, ours: 1.7M parameters, K = 13 in every stage."""
     return _create("replknet_nano", pretrained, **kwargs)
 
 

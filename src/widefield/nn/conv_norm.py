@@ -77,4 +77,4 @@ class ConvNorm2d(nn.Module):
         check_evaluation_mode(self)
         if not self.is_merged:
             fold_after(self.conv, self.norm)
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().eval()

@@ -18,8 +18,8 @@ def quickstart() -> RunConfig:
         model=ModelConfig(name="replknet_nano"),
         data=DataConfig(
             root="embedded:digits",
-            image_size=32,
-            batch_size=64,
+            image_size=48,
+            batch_size=32,
             crop_fraction=1.0,
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
@@ -37,5 +37,5 @@ def quickstart() -> RunConfig:
         ),
         optimizer=OptimizerConfig(lr=2e-3),
         schedule=ScheduleConfig(warmup_epochs=1),
-        trainer=TrainerConfig(epochs=15),
+        trainer=TrainerConfig(epochs=10),
     )

@@ -83,6 +83,8 @@ def fold(model: nn.Module, *, where: Where | None = None) -> list[str]:
         if isinstance(replacement, nn.Module) and name:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, replacement)
+    # What a hook puts in place of others starts in training mode.
+    model.eval()
     return [name for name, _ in units]
 
 
@@ -212,7 +214,8 @@ def _example_for(model: nn.Module) -> Tensor:
     assert parameter is not None
     _, *pixels = cast("tuple[int, ...]", size)
     # With in_chans= a network has other channels than its configuration states.
-    first = dict(model.named_modules()).get(str(stated.get("first_conv")))
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    first = dict(modules).get(str(stated.get("first_conv")))
     channels = first.in_channels if isinstance(first, nn.Conv2d) else cast("tuple[int, ...]", size)[0]
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, channels, *pixels, generator=generator).to(parameter.device, parameter.dtype)

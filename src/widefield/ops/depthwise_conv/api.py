@@ -148,12 +148,12 @@ def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _as_pair(value: object, name: str, least: int) -> tuple[int, int]:
-    pair = cast("Sequence[Any]", value if isinstance(value, tuple | list) else (value, value))
+    pair: Sequence[Any] = cast("Sequence[Any]", value if isinstance(value, tuple | list) else (value, value))
     is_pair = len(pair) == 2 and all(isinstance(n, int) for n in pair)
     check(
         is_pair and min(pair) >= least,
         f"{name} of at least {least}, one whole number or two",
-        repr(value),
+        f"{value!r}",
         "give (vertical, horizontal) or one number for both",
     )
     return int(pair[0]), int(pair[1])

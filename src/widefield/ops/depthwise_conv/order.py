@@ -8,6 +8,7 @@ from widefield._core.checks import check
 from widefield.ops.backends import PASSES, Backend, Pass
 from widefield.ops.depthwise_conv.aten import AtenBackend
 from widefield.ops.depthwise_conv.channels_last import ChannelsLastBackend
+from widefield.ops.depthwise_conv.clip import clip
 from widefield.ops.depthwise_conv.correlation import CorrelationBackend, nchw_kernel_width_limit
 from widefield.ops.depthwise_conv.problem import Layout, Problem
 from widefield.ops.depthwise_conv.reference import ReferenceBackend
@@ -63,7 +64,8 @@ def explain(
         layout: Memory format of the input, "contiguous" or "channels_last".
 
     Returns:
-        Every candidate for every map, best first; ``print`` it for a table.
+        Every candidate for every map, best first; ``print`` it for a table. Its problem is the one that runs: a kernel
+        beyond (2 H - 1) x (2 W - 1) is cut to that, since the other taps never meet a pixel.
 
     Raises:
         InputError: If a size is not positive or the kernel is even.
@@ -88,4 +90,5 @@ def explain(
         device_type=torch.device(device).type,
         layout=layout,
     )
+    problem, _ = clip(problem)
     return explain_choice(BACKENDS, {pass_: order(problem, pass_) for pass_ in PASSES}, problem, forced_backend())

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from widefield.ops.backends import Backend, Pass
+from widefield.ops.depthwise_conv.clip import Margins, clip
 from widefield.ops.depthwise_conv.order import BACKENDS, order
 from widefield.ops.depthwise_conv.problem import Layout, Problem, layout_of, memory_format
 from widefield.ops.dispatch import choose
@@ -56,6 +58,11 @@ def _backend(problem: Problem, pass_: Pass, forced: str) -> Backend:
     return choose(BACKENDS, order(problem, pass_), problem, pass_, forced)
 
 
+def _cut(weight: Tensor, margins: Margins) -> Tensor:
+    rows, columns = margins
+    return weight[..., rows : weight.shape[-2] - rows, columns : weight.shape[-1] - columns]
+
+
 def _finished(y: Tensor, like: Tensor) -> Tensor:
     return y.to(like.dtype).contiguous(memory_format=memory_format(layout_of(like)))
 
@@ -67,12 +74,13 @@ def forward(
     """``F(x, w) + b``: (N, C, H, W), (C, 1, K_h, K_w), (C,) -> (N, C, P, Q) in the memory format of x."""
     size, kernel = x.shape, weight.shape[2:]
     problem = _problem(size, kernel, stride, padding, dilation, x.dtype, x.device.type, layout_of(x))
+    problem, margins = clip(problem)
     chosen = _backend(problem, "forward", backend)
     shape = (size[0], size[1], *problem.output_size)
     if x.numel() == 0:
         y = torch.zeros(shape, dtype=x.dtype, device=x.device)
         return y if bias is None else y + bias[:, None, None]
-    return _finished(chosen.forward(x, weight, bias, problem), x)
+    return _finished(chosen.forward(x, _cut(weight, margins), bias, problem), x)
 
 
 @torch.library.custom_op("widefield::depthwise_conv_grad_input", mutates_args=())
@@ -82,10 +90,11 @@ def grad_input(
     """``G_x(g, w)``: (N, C, P, Q), (C, 1, K_h, K_w) -> (N, C, H, W) in the memory format of g."""
     kernel = weight.shape[2:]
     problem = _problem(input_size, kernel, stride, padding, dilation, grad.dtype, grad.device.type, layout_of(grad))
+    problem, margins = clip(problem)
     chosen = _backend(problem, "grad_input", backend)
     if grad.numel() == 0 or 0 in input_size:
         return torch.zeros(list(input_size), dtype=grad.dtype, device=grad.device)
-    return _finished(chosen.grad_input(grad, weight, problem), grad)
+    return _finished(chosen.grad_input(grad, _cut(weight, margins), problem), grad)
 
 
 @torch.library.custom_op("widefield::depthwise_conv_grad_weight", mutates_args=())
@@ -94,11 +103,12 @@ def grad_weight(
 ) -> Tensor:
     """``G_w(g, x)``: (N, C, P, Q), (N, C, H, W) -> (C, 1, K_h, K_w), contiguous."""
     problem = _problem(x.shape, kernel_size, stride, padding, dilation, x.dtype, x.device.type, layout_of(x))
+    problem, (rows, columns) = clip(problem)
     chosen = _backend(problem, "grad_weight", backend)
-    shape = (x.shape[1], 1, *problem.kernel_size)
     if grad.numel() == 0 or x.numel() == 0:
-        return torch.zeros(shape, dtype=x.dtype, device=x.device)
-    return chosen.grad_weight(grad, x, problem).to(x.dtype).contiguous()
+        return x.new_zeros((x.shape[1], 1, *kernel_size))
+    taps = chosen.grad_weight(grad, x, problem).to(x.dtype)
+    return F.pad(taps, (columns, columns, rows, rows)).contiguous()
 
 
 @forward.register_fake
