@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
 from cli_support import SMALL
+from PIL import Image
 
 from widefield.cli.main import main
 
@@ -33,9 +32,6 @@ def widefield(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code, captured.out, captured.err)
 
     return run
-
-
-
 
 
 @pytest.fixture(scope="session")

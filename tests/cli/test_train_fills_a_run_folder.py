@@ -63,9 +63,7 @@ def test_the_config_beside_the_run_gives_the_same_run_again(finished_run: Path, 
     assert widefield("train", "--config", finished_run / "config.yaml", "--output", again).code == 0
     assert read_config(again / "config.yaml") == read_config(finished_run / "config.yaml")
     volatile = {"seconds"}
-    first, second = (
-        {k: v for k, v in summary_of(path).items() if k not in volatile} for path in (finished_run, again)
-    )
+    first, second = ({k: v for k, v in summary_of(path).items() if k not in volatile} for path in (finished_run, again))
     assert first == second
     assert (again / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
 

@@ -140,9 +140,10 @@ def main(order: dict[str, Any]) -> None:
     task.at_loss = dict.fromkeys(order.get("kill_at_loss", []), die)
     task.at_evaluation = dict.fromkeys(order.get("kill_at_evaluation", []), die)
     if "kill_at_sync" in order:
+        from widefield._core import files
         from widefield.engine import checkpointing
 
-        seen, real = [0], checkpointing.sync_to_disk
+        seen, real = [0], files.sync_to_disk
 
         def sync(path: Path) -> None:
             seen[0] += 1
@@ -150,7 +151,7 @@ def main(order: dict[str, Any]) -> None:
                 die()
             real(path)
 
-        checkpointing.sync_to_disk = sync
+        checkpointing.sync_to_disk = files.sync_to_disk = sync
     folder = RunFolder.create(order["folder"], order["resume"], 0, "small: run\n")
     trainer = make_trainer(folder, data=data, task=task, **order.get("changes", {}))
     result = trainer.fit(resume=order["resume"])

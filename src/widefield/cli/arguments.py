@@ -61,7 +61,9 @@ def _bad_value(told: str, command: str) -> InputError:
     if ours is not None:
         return InputError(**ours.groupdict())
     reason = body.rstrip(".")
-    return InputError(f"options that widefield {command} takes", f"others ({reason})", f"see widefield {command} --help")
+    return InputError(
+        f"options that widefield {command} takes", f"others ({reason})", f"see widefield {command} --help"
+    )
 
 
 def _unknown_option(unknown: Sequence[str], kind: type[Any], command: str) -> InputError:

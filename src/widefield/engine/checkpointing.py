@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from widefield._core.checks import check
 from widefield._core.errors import InputError, RunError
+from widefield._core.files import PARTIAL, sync_to_disk, write_atomically
 from widefield.engine.optimizer_state import flatten_optimizer_state as flatten_optimizer_state
 from widefield.engine.optimizer_state import restore_optimizer_state as restore_optimizer_state
 from widefield.engine.random_state import restore_rng_state as restore_rng_state
 from widefield.engine.random_state import rng_state as rng_state
-from widefield.engine.run_folder import PARTIAL, sync_to_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -100,15 +100,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     first: dict[int, str] = {}
     unique = {name: tensor for name, tensor in tensors.items() if first.setdefault(id(tensor), name) == name}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        save_file(_storable(unique), partial, metadata)
-        sync_to_disk(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_to_disk(path.parent)
+    write_atomically(path, lambda partial: save_file(_storable(unique), partial, metadata))
 
 
 def save_checkpoint(

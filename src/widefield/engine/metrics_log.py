@@ -9,7 +9,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from widefield._core.extras import require
-from widefield.engine.run_folder import RunFolder, replace_text
+from widefield._core.files import write_text_atomically
+from widefield.engine.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,10 +56,10 @@ class MetricsLog:
         self._folder = folder
         self._wandb: Any = self._start_wandb() if wandb else None
         if history:
-            replace_text(folder.metrics, _metrics_text(history))
+            write_text_atomically(folder.metrics, _metrics_text(history))
         else:
             folder.metrics.unlink(missing_ok=True)
-        replace_text(folder.steps, self._steps_until(last_step))
+        write_text_atomically(folder.steps, self._steps_until(last_step))
         self._steps = folder.steps.open("a", encoding="utf-8", newline="")
         self._events: Any = None
         if tensorboard:
@@ -84,7 +85,7 @@ class MetricsLog:
         Args:
             history: The rows of all epochs done; the last one is new.
         """
-        replace_text(self._folder.metrics, _metrics_text(history))
+        write_text_atomically(self._folder.metrics, _metrics_text(history))
         row = history[-1]
         self._send({f"epoch/{name}": value for name, value in row.items() if name != "step"}, int(row["step"]))
 
@@ -121,7 +122,7 @@ class MetricsLog:
         wandb = require("wandb", "wandb", "logging to Weights & Biases")
         note = self._folder.path / "wandb_id.txt"
         if not note.is_file():
-            replace_text(note, uuid.uuid4().hex)
+            write_text_atomically(note, uuid.uuid4().hex)
         return wandb.init(
             project="widefield",
             name=self._folder.path.name,

@@ -15,36 +15,12 @@ import torch.distributed as dist
 
 from widefield._core.checks import check
 from widefield._core.errors import InputError
-
-PARTIAL = ".partial"
-"""Ending of names, hidden by a leading dot, that are still being written; leftovers of a kill may be removed."""
+from widefield._core.files import PARTIAL, write_text_atomically
 
 
 def is_main_rank() -> bool:
     """Return whether this is the first (or only) process of the run, also before the process group exists."""
     return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
-
-
-def sync_to_disk(path: Path) -> None:
-    """Wait until the file or folder `path` has reached the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a kill at any moment leaves the old content or the new, nothing between."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_to_disk(path.parent)
 
 
 @dataclass(frozen=True)
@@ -146,7 +122,7 @@ class RunFolder:
             The path of the file.
         """
         path = self.path / name
-        replace_text(path, text)
+        write_text_atomically(path, text)
         return path
 
     def write_json(self, name: str | Path, value: Any) -> Path:
@@ -202,7 +178,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
             if config is not None:
-                replace_text(self.config, config)
+                write_text_atomically(self.config, config)
         except (OSError, InputError) as error:
             if made is not None:
                 shutil.rmtree(made, ignore_errors=True)

@@ -258,7 +258,9 @@ class _Variant:
 _BASE, _LARGE, _HUGE = (tuple(width * 2**stage for stage in range(4)) for width in (128, 192, 256))
 
 VARIANTS = {
-    "replknet_nano": _Variant((32, 64, 128, 256), depths=(1, 1, 3, 1), kernel_sizes=(13, 13, 13, 13), zero_init_residual=True),
+    "replknet_nano": _Variant(
+        (32, 64, 128, 256), depths=(1, 1, 3, 1), kernel_sizes=(13, 13, 13, 13), zero_init_residual=True
+    ),
     "replknet_tiny": _Variant((64, 128, 256, 512), depths=(2, 2, 10, 2), zero_init_residual=True),
     "replknet_small": _Variant((96, 192, 384, 768), depths=(2, 2, 14, 2), zero_init_residual=True),
     "replknet_3b": _Variant(_BASE, kernel_sizes=(3, 3, 3, 3), small_kernel_size=None),

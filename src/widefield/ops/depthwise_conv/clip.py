@@ -12,7 +12,7 @@ Margins = tuple[int, int]
 def clip(problem: Problem) -> tuple[Problem, Margins]:
     """Return the problem without its dead taps, and how many rows and columns of taps go on each side.
 
-    Output p reads row ``p stride + i dilation - padding`` through tap i. Rows of taps for which that is never within the
+    Output p reads row ``p stride + i dilation - padding`` through tap i. Rows of taps for which that is never in the
     image are dead; they are cut where as many are dead above as below, which "same" padding always gives.
     """
     sizes = zip(
