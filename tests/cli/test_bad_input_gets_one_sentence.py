@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -56,7 +57,10 @@ def test_an_undecodable_image_is_skipped_and_counted_on_request(widefield, photo
     (photos / "red" / "broken.png").write_bytes(b"not an image at all")
     outcome = widefield(*PHOTOS, "--data.root", photos, "--data.on-error", "skip", "--output", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    assert "left out 1 images that could not be decoded" in outcome.out
+    assert "left out 1 image that could not be decoded" in outcome.out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    outcome = widefield("evaluate", tmp_path / "run")
+    assert f"top-1  {summary['top1']} %" in outcome.out
 
 
 def test_an_unknown_recipe_gets_the_nearest_name(widefield) -> None:
@@ -219,3 +223,7 @@ def test_an_archive_cut_short_is_named(widefield, photos: Path, tmp_path: Path) 
 
 def test_explain_needs_an_odd_kernel(widefield) -> None:
     refused(widefield("explain", 1, 8, 14, 14, 12), "an odd kernel size", "use 13x13")
+
+
+def test_explain_needs_a_device_that_exists(widefield) -> None:
+    refused(widefield("explain", 1, 8, 14, 14, 13, "--device", "gpu"), "a device type of PyTorch", "'gpu'", 'use "cpu"')

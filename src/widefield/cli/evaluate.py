@@ -29,7 +29,7 @@ class EvaluateArguments:
     """Which of a run folder's two files."""
 
     split: Literal["auto", "train", "validation", "test"] = "auto"
-    """auto is the split of the run's summary: test where the data has one, else validation."""
+    """auto is the split that the run was scored on: test where its data has one, else validation."""
 
     root: str | None = None
     """Data in place of that of the run, as --data.root of widefield train."""
@@ -40,8 +40,8 @@ class EvaluateArguments:
     workers: int | None = None
     """Loader processes; that of the run if not given."""
 
-    on_error: Literal["stop", "skip"] = "stop"
-    """What an image that cannot be decoded does."""
+    on_error: Literal["stop", "skip"] | None = None
+    """What an image that cannot be decoded does; as in the run if not given."""
 
     model: str | None = None
     """Name of the model, for a published checkpoint that does not say it."""
@@ -59,9 +59,7 @@ def run(words: Sequence[str]) -> None:
         "on_error": arguments.on_error,
     }
     data = replace(card.data, **{name: value for name, value in changes.items() if value is not None})
-    split = arguments.split
-    if split == "auto":
-        split = "test" if _has_test(data) else "validation"
+    split = card.split if arguments.split == "auto" else arguments.split
     source = open_split(data, split)
     numbered = arguments.model is not None and len(source.classes) == len(card.classes)
     check(
@@ -82,13 +80,3 @@ def run(words: Sequence[str]) -> None:
     if loader.num_skipped:
         console.print(f"left out {loader.num_skipped} images that could not be decoded")
     console.print(f"images {result.count:,}\nloss   {result.loss:.6f}\ntop-1  {result.top1} %\ntop-5  {result.top5} %")
-
-
-def _has_test(data: object) -> bool:
-    from widefield._core.errors import InputError
-
-    try:
-        open_split(data, "test")  # type: ignore[arg-type]
-    except InputError:
-        return False
-    return True

@@ -96,7 +96,8 @@ def _print_result(console: Console, path: Path, summary: RunSummary, report: Mer
         f"(validation top-1 {summary.validation_top1:.2f} %, last epoch {summary.last_validation_top1:.2f} %)"
     )
     if summary.skipped_images:
-        console.print(f"[yellow]left out {summary.skipped_images} images that could not be decoded[/]")
+        plural = "" if summary.skipped_images == 1 else "s"
+        console.print(f"[yellow]left out {summary.skipped_images} image{plural} that could not be decoded[/]")
     console.print("\n[bold]certificate of the merge[/]")
     console.print(str(report))
     differing = summary.merged_prediction_differences

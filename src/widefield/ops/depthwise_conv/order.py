@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from widefield._core.checks import check
+from widefield._core.errors import InputError
 from widefield.ops.backends import PASSES, Backend, Pass
 from widefield.ops.depthwise_conv.aten import AtenBackend
 from widefield.ops.depthwise_conv.channels_last import ChannelsLastBackend
@@ -68,7 +69,7 @@ def explain(
         beyond (2 H - 1) x (2 W - 1) is cut to that, since the other taps never meet a pixel.
 
     Raises:
-        InputError: If a size is not positive or the kernel is even.
+        InputError: If a size is not positive, the kernel is even, or there is no such device type.
     """
     kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     sizes = (batch, channels, height, width, *kernel)
@@ -87,8 +88,15 @@ def explain(
         kernel_size=kernel,
         padding=(kernel[0] // 2, kernel[1] // 2),
         dtype=dtype,
-        device_type=torch.device(device).type,
+        device_type=_device_type(device),
         layout=layout,
     )
     problem, _ = clip(problem)
     return explain_choice(BACKENDS, {pass_: order(problem, pass_) for pass_ in PASSES}, problem, forced_backend())
+
+
+def _device_type(device: str) -> str:
+    try:
+        return torch.device(device).type
+    except RuntimeError as error:
+        raise InputError("a device type of PyTorch", repr(device), 'use "cpu" or "cuda"') from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from widefield.__about__ import __version__
 from widefield._core.checks import check
 from widefield._core.errors import InputError, RunError
 from widefield.checkpoints.files import load_weights
-from widefield.data import ImageSource, Splits, evaluation_loader, evaluation_transform, open_splits, train_loader
+from widefield.data import ImageSource, Splits, evaluation_loader, open_splits, train_loader
 from widefield.engine import FitResult, Reporter, RunFolder, Trainer, make_accelerator, seed_everything
 from widefield.reparam import MergeReport, merge
 from widefield.tasks.classification.card import ClassifierCard, make_classifier, save_classifier, start_from
@@ -160,9 +160,10 @@ def _finish(
 ) -> tuple[RunSummary, MergeReport]:
     load_weights(model, result.best_weights, "the best checkpoint")
     model.eval()
-    source, split = (splits.validation, "validation") if splits.test is None else (splits.test, "test")
+    split: Literal["validation", "test"] = "validation" if splits.test is None else "test"
+    source = splits.validation if splits.test is None else splits.test
     card = ClassifierCard(
-        model=replace(config.model, weights=None), data=config.data, classes=tuple(splits.train.classes)
+        model=replace(config.model, weights=None), data=config.data, classes=tuple(splits.train.classes), split=split
     )
     save_classifier(folder.model, model.state_dict(), card)
     branched = _score(model, source, config, device)
@@ -212,8 +213,8 @@ def _score(model: nn.Module, source: ImageSource, config: RunConfig, device: tor
 
 def _example(source: ImageSource, config: RunConfig) -> torch.Tensor:
     """The first images of the split: the certificate is measured on what the network is for."""
-    transform = evaluation_transform(config.data)
-    return torch.stack([transform(source.load(index)[0]) for index in range(min(4, len(source)))])
+    first = evaluation_loader(source, replace(config.data, batch_size=4, workers=0))
+    return next(first.epoch(0)).images
 
 
 def _needed_bytes(model: nn.Module, config: RunConfig) -> int:
