@@ -18,7 +18,9 @@ def test_explain_prints_every_candidate_of_every_map(widefield) -> None:
 
 def test_explain_takes_a_rectangular_kernel_and_a_type(widefield) -> None:
     outcome = widefield("explain", 1, 8, 14, 14, 51, 5, "--dtype", "bfloat16", "--layout", "channels_last")
-    assert outcome.out.splitlines()[0] == "depthwise 51x5 on N1 C8 14x14, bfloat16, channels_last, cpu"
+    lines = outcome.out.splitlines()
+    assert lines[0] == "depthwise 51x5 on N1 C8 14x14, bfloat16, channels_last, cpu"
+    assert lines[1] == "  run as 27x5: the other taps meet no pixel"
     assert str(explain(1, 8, 14, 14, (51, 5), dtype=torch.bfloat16, layout="channels_last")) in outcome.out
 
 

@@ -32,7 +32,8 @@ def test_everything_that_was_promised_is_there(finished_run: Path) -> None:
     for name in ("curves.png", "confusion_matrix.png"):
         with Image.open(finished_run / name) as figure:
             assert min(figure.size) > 300
-    assert len(list(csv.DictReader((finished_run / "metrics.csv").open()))) == 1
+    with (finished_run / "metrics.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 1
 
 
 def test_the_summary_agrees_with_the_certificate_and_the_files(finished_run: Path) -> None:

@@ -46,8 +46,8 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(run_small: Any,
         [],
         [{"kill_at_loss": [1]}, {"kill_at_loss": [5]}, {"kill_at_loss": [4]}],  # before any checkpoint, in epochs 1, 2
         [{"kill_at_evaluation": [1]}, {"kill_at_loss": [8]}],  # after the last step of an epoch; in epoch 2
-        *([{"kill_at_sync": number}] for number in (1, 3, 4, 6, 9, 12, 17)),  # within saves, of the best weights too
-        [{"kill_at_sync": 3}, {"kill_at_sync": 9}, {"kill_at_sync": 2}],
+        *([{"kill_at_sync": number}] for number in (3, 5, 6, 8, 11, 14, 19)),  # within saves, of the best weights too
+        [{"kill_at_sync": 5}, {"kill_at_sync": 9}, {"kill_at_sync": 2}],
     ]
     runs = [orders(tmp_path / str(number), kills) for number, kills in enumerate(plans)]
     done = run_small([order for run in runs for order in run])

@@ -91,7 +91,7 @@ def test_if_nothing_can_run_every_backend_says_why() -> None:
     )
     with pytest.raises(InputError, match=re.escape(text)):
         choose(BACKENDS, ("correlation",), problem, "grad_weight", "")
-    nothing = explain_choice(BACKENDS, dict.fromkeys(PASSES, ("correlation",)), problem, "")
+    nothing = explain_choice(BACKENDS, dict.fromkeys(PASSES, ("correlation",)), problem, problem, "")
     assert nothing.chosen("forward") == ""
 
 

@@ -74,6 +74,9 @@ class Explanation:
     """Every candidate for every map of a problem, best first, and what is chosen. ``str()`` gives a table."""
 
     problem: Problem
+    """What was asked for."""
+    runs_as: Problem
+    """What runs: the same without taps that meet no pixel."""
     candidates: tuple[Candidate, ...]
 
     def chosen(self, pass_: Pass) -> str:
@@ -82,6 +85,9 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [str(self.problem)]
+        if self.runs_as != self.problem:
+            kernel = "x".join(map(str, self.runs_as.kernel_size))
+            lines.append(f"  run as {kernel}: the other taps meet no pixel")
         for candidate in self.candidates:
             reason = f" ({'; '.join(candidate.refusals)})" if candidate.refusals else ""
             lines.append(f"  {candidate.pass_:<12} {candidate.backend:<14} {candidate.standing}{reason}")
@@ -122,7 +128,7 @@ def choose(backends: Sequence[Backend], order: Sequence[str], problem: Problem, 
 
 
 def explain_choice(
-    backends: Sequence[Backend], orders: dict[Pass, Sequence[str]], problem: Problem, forced: str
+    backends: Sequence[Backend], orders: dict[Pass, Sequence[str]], problem: Problem, runs_as: Problem, forced: str
 ) -> Explanation:
     """Return the `Explanation` of what `choose` does for each map."""
     candidates: list[Candidate] = []
@@ -131,10 +137,10 @@ def explain_choice(
         ranked = order + [backend.name for backend in backends if backend.name not in order]
         is_open = True
         for name in ranked:
-            refusals = tuple(find(backends, name).refusals(problem, pass_))
+            refusals = tuple(find(backends, name).refusals(runs_as, pass_))
             is_chosen = is_open and not refusals and name in order
             is_open = is_open and not is_chosen
             candidates.append(
                 Candidate(pass_=pass_, backend=name, is_chosen=is_chosen, is_automatic=name in order, refusals=refusals)
             )
-    return Explanation(problem=problem, candidates=tuple(candidates))
+    return Explanation(problem=problem, runs_as=runs_as, candidates=tuple(candidates))

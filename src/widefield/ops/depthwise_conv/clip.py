@@ -13,7 +13,7 @@ def clip(problem: Problem) -> tuple[Problem, Margins]:
     """Return the problem without its dead taps, and how many rows and columns of taps go on each side.
 
     Output p reads row ``p stride + i dilation - padding`` through tap i. Rows of taps for which that is never in the
-    image are dead; they are cut where as many are dead above as below, which "same" padding always gives.
+    image are dead; as many are cut above as below, which with "same" padding is all of them.
     """
     sizes = zip(
         (problem.height, problem.width),
@@ -41,6 +41,6 @@ def _dead_taps(size: int, output: int, kernel: int, stride: int, padding: int, d
         return 0
     last = (output - 1) * stride - padding
     above = max(0, -(last // dilation))
-    live_until = (size - 1 + padding) // dilation
-    below = max(0, kernel - 1 - live_until)
-    return above if above == below and 2 * above < kernel else 0
+    below = max(0, kernel - 1 - (size - 1 + padding) // dilation)
+    # One tap stays, and padding cannot become negative.
+    return min(above, below, (kernel - 1) // 2, padding // dilation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from widefield._core.checks import check
@@ -65,8 +67,8 @@ def explain(
         layout: Memory format of the input, "contiguous" or "channels_last".
 
     Returns:
-        Every candidate for every map, best first; ``print`` it for a table. Its problem is the one that runs: a kernel
-        beyond (2 H - 1) x (2 W - 1) is cut to that, since the other taps never meet a pixel.
+        Every candidate for every map, best first; ``print`` it for a table. A kernel beyond (2 H - 1) x (2 W - 1) runs
+        cut to that, since the other taps never meet a pixel.
 
     Raises:
         InputError: If a size is not positive, the kernel is even, or there is no such device type.
@@ -91,8 +93,9 @@ def explain(
         device_type=_device_type(device),
         layout=layout,
     )
-    problem, _ = clip(problem)
-    return explain_choice(BACKENDS, {pass_: order(problem, pass_) for pass_ in PASSES}, problem, forced_backend())
+    runs_as, _ = clip(problem)
+    orders: dict[Pass, Sequence[str]] = {pass_: order(runs_as, pass_) for pass_ in PASSES}
+    return explain_choice(BACKENDS, orders, problem, runs_as, forced_backend())
 
 
 def _device_type(device: str) -> str:

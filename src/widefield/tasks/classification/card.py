@@ -108,7 +108,7 @@ def start_from(model: nn.Module, path: Path) -> None:
 
 def save_classifier(path: Path, weights: dict[str, torch.Tensor], card: ClassifierCard) -> None:
     """Write weights and card as one safetensors file, atomically."""
-    write_weights(path, weights, {_HEADER: json.dumps(to_plain(card)), "format": "pt"})
+    write_weights(path, weights, {_HEADER: json.dumps(to_plain(card))})
 
 
 def load_classifier(path: Path, form: Form = "branched", model: str | None = None) -> tuple[nn.Module, ClassifierCard]:

@@ -54,7 +54,8 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """Return the config as YAML, which `read_config` reads back to an equal value."""
-        return yaml.safe_dump(to_plain(self), sort_keys=False, width=120)
+        # Through from_plain, so that 10 and 10.0 are written alike: a resumed run compares the text.
+        return yaml.safe_dump(to_plain(from_plain(RunConfig, to_plain(self))), sort_keys=False, width=120)
 
 
 def read_config(path: Path) -> RunConfig:
