@@ -25,14 +25,15 @@ def order(problem: Problem, pass_: Pass) -> tuple[str, ...]:
 
     The rules are what ``benchmarks/results/cpu_depthwise_layouts.json`` shows for oneDNN: in NCHW the forward kernels
     are fast up to a certain kernel width and 10 to 20 times slower beyond it, where channels_last is not; the input's
-    gradient is fast in NCHW at any width in float32; the weight's gradient is slow in every layout, and fast as a
-    correlation. Float64 has no channels_last kernels.
+    gradient is fast in NCHW at any width in float32; the weight's gradient is slow in every layout beyond 3 x 3, and fast
+    as a correlation. Float64 has no channels_last kernels.
     """
     torch_orders = ("aten", "channels_last")
     if problem.device_type != "cpu":
         return torch_orders
     if pass_ == "grad_weight":
-        return torch_orders if problem.dtype == torch.float64 else ("correlation", *torch_orders)
+        is_small = max(problem.kernel_size) <= 3
+        return torch_orders if is_small or problem.dtype == torch.float64 else ("correlation", *torch_orders)
     is_wide = problem.kernel_size[1] > nchw_kernel_width_limit()
     is_half = problem.dtype in (torch.bfloat16, torch.float16)
     is_as_it_lies = problem.layout == "channels_last" and not is_half
