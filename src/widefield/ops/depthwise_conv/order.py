@@ -25,8 +25,8 @@ def order(problem: Problem, pass_: Pass) -> tuple[str, ...]:
 
     The rules are what ``benchmarks/results/cpu_depthwise_layouts.json`` shows for oneDNN: in NCHW the forward kernels
     are fast up to a certain kernel width and 10 to 20 times slower beyond it, where channels_last is not; the input's
-    gradient is fast in NCHW at any width in float32; the weight's gradient is slow in every layout beyond 3 x 3, and fast
-    as a correlation. Float64 has no channels_last kernels.
+    gradient is fast in NCHW at any width in float32; the weight's gradient is slow in every layout beyond 3 x 3, and
+    fast as a correlation. Float64 has no channels_last kernels.
     """
     torch_orders = ("aten", "channels_last")
     if problem.device_type != "cpu":
