@@ -2,12 +2,15 @@
 
 Source: ours.
 Command: ``widefield train``
+Measured: 60 s of training on 2 CPU cores (AVX2), 99.2 to 99.4 % top-1 on 359 test images over the seeds 0 and 1. The
+validation split has 179 images only: without the average of the weights it sometimes chose an early, worse epoch
+(98.3 %).
 """
 
 from __future__ import annotations
 
 from widefield.data import AugmentationConfig, DataConfig
-from widefield.engine import OptimizerConfig, ScheduleConfig, TrainerConfig
+from widefield.engine import EmaConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 from widefield.tasks.classification import ModelConfig, RunConfig
 
 
@@ -37,5 +40,6 @@ def quickstart() -> RunConfig:
         ),
         optimizer=OptimizerConfig(lr=2e-3),
         schedule=ScheduleConfig(warmup_epochs=1),
-        trainer=TrainerConfig(epochs=10),
+        ema=EmaConfig(decay=0.99, warmup=True),
+        trainer=TrainerConfig(epochs=12),
     )
