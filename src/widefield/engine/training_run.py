@@ -46,7 +46,7 @@ class FitResult:
     """What a run has reached."""
 
     best_epoch: int
-    """Epoch with the highest monitored metric, from 1; of equal ones the earliest."""
+    """Epoch with the highest monitored metric, from 1; of equal ones the latest, which was trained longer."""
 
     best: dict[str, float]
     """Validation metrics of that epoch."""
@@ -283,7 +283,7 @@ class TrainingRun:
         if best_epoch is None:
             return True
         best = self._progress.history[best_epoch - 1][self._task.monitor]
-        return score > best or (math.isnan(best) and not math.isnan(score))
+        return score >= best or (math.isnan(best) and not math.isnan(score))
 
     def _save(self) -> None:
         self._losses.read(self._accelerator)
