@@ -147,6 +147,7 @@ def save_checkpoint(
             else:
                 os.rename(partial, path)
         except Exception:
+            # Whatever went wrong is raised again: only what was half written goes.
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_to_disk(folder)

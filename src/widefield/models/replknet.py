@@ -302,6 +302,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+# timm's entry points take any keyword; they all end in the constructor, which refuses what it does not know.
 def _create(name: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
     variant = VARIANTS[name]
     return build_model_with_cfg(
