@@ -24,7 +24,9 @@ def test_explain_takes_a_rectangular_kernel_and_a_type(widefield) -> None:
     assert str(explain(1, 8, 14, 14, (51, 5), dtype=torch.bfloat16, layout="channels_last")) in outcome.out
 
 
-def test_doctor_checks_every_backend(widefield) -> None:
+def test_doctor_checks_every_backend(widefield, monkeypatch) -> None:
+    # Triton's interpreter would take most of a minute; its kernels have tests of their own.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     outcome = widefield("doctor")
     assert outcome.code == 0, outcome.err
     for backend in BACKENDS:
@@ -33,6 +35,7 @@ def test_doctor_checks_every_backend(widefield) -> None:
 
 
 def test_doctor_finds_a_backend_that_is_wrong(widefield, monkeypatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backend = BACKENDS[0]
     monkeypatch.setattr(type(backend), "forward", lambda self, x, weight, bias, problem: 2 * x)
     outcome = widefield("doctor")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from widefield.nn import DepthwiseConv2d
 from widefield.ops import depthwise_conv1d, depthwise_conv2d, use_backend
 
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "aten", "channels_last"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "aten", "channels_last", "fft", "dft"])
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -86,6 +86,15 @@ def test_autocast_computes_in_bfloat16_and_keeps_the_type_of_the_parameters_grad
     assert layer.weight.grad.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["channels_last", "transposed", "fft", "dft", "reference"])
+def test_autocast_does_not_reach_into_a_backend(backend: str) -> None:
+    x, weight = torch.randn(2, 3, 20, 20), torch.randn(3, 1, 13, 13)
+    with use_backend(backend):
+        expected = depthwise_conv2d(x.bfloat16(), weight.bfloat16())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(depthwise_conv2d(x, weight), expected, rtol=0, atol=0)
 
 
 def test_autocast_does_not_turn_whole_numbers_into_an_image() -> None:

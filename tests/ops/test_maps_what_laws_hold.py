@@ -20,7 +20,7 @@ SETTINGS: Any = {
     "max_examples": 12,
     "suppress_health_check": [HealthCheck.too_slow],
 }
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "aten", "channels_last"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "aten", "channels_last", "fft", "dft"])
 
 
 def close(actual: Tensor, expected: Tensor) -> None:

@@ -37,18 +37,27 @@ class Case:
         return self.double().run(map_, "reference")
 
     def magnitude(self, map_: str) -> float:
-        """Largest sum of the absolute values of the terms of one output: the scale of its rounding error."""
+        """Largest sum of the absolute values of the terms of one output: the scale of its rounding error.
+
+        At least one term of the largest operands, which a Fourier transform spreads to outputs that no tap reaches.
+        """
         wide = self.double()
         bias = None if wide.bias is None else wide.bias.abs()
         case = Case(problem=wide.problem, x=wide.x.abs(), weight=wide.weight.abs(), bias=bias, grad=wide.grad.abs())
         out = case.run(map_, "reference")
-        return out.max().item() if out.numel() else 0.0
+        operands = {"forward": (case.x, case.weight), "grad_input": (case.grad, case.weight)}
+        one, other = operands.get(map_, (case.grad, case.x))
+        return max(largest(out), largest(one) * largest(other))
 
     def double(self) -> Case:
         bias = None if self.bias is None else self.bias.double()
         return Case(
             problem=self.problem, x=self.x.double(), weight=self.weight.double(), bias=bias, grad=self.grad.double()
         )
+
+
+def largest(x: Tensor) -> float:
+    return x.abs().max().item() if x.numel() else 0.0
 
 
 def make_case(problem: Problem, *, with_bias: bool = True, seed: int = 0) -> Case:
@@ -69,11 +78,19 @@ def make_case(problem: Problem, *, with_bias: bool = True, seed: int = 0) -> Cas
 
 
 @st.composite
-def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, *, plain: bool = False) -> Case:
-    """Any problem; with `plain` only stride 1, dilation 1 and "same" padding."""
-    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+def cases(
+    draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, *, plain: bool = False, most_macs: int = 300_000
+) -> Case:
+    """Any problem of at most `most_macs` multiplications; with `plain` only stride 1, dilation 1, "same" padding."""
+    height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     # Up to beyond twice the map, where some taps never meet a pixel.
-    kernel = tuple(2 * draw(st.integers(0, min(n + 2, 22))) + 1 for n in (height, width))
+    most = [n + 2 for n in (height, width)]
+    tall = 2 * draw(st.integers(0, most[0])) + 1
+    room = max(1, most_macs // (height * width * tall))
+    kernel = (tall, 2 * draw(st.integers(0, min(most[1], (room - 1) // 2))) + 1)
+    planes = max(1, most_macs // (height * width * kernel[0] * kernel[1]))
+    batch = draw(st.integers(0, min(3, planes)))
+    channels = draw(st.integers(1, min(9, max(1, planes // max(batch, 1)))))
     stride = (1, 1) if plain else (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     dilation = (1, 1) if plain else (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -82,8 +99,8 @@ def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, *, plain: b
         least = [max(0, -(-(span + 1 - n) // 2)) for span, n in zip(spans, (height, width), strict=True)]
         padding = [n + draw(st.integers(0, 3)) for n in least]
     problem = Problem(
-        batch=draw(st.integers(0, 3)),
-        channels=draw(st.integers(1, 5)),
+        batch=batch,
+        channels=channels,
         height=height,
         width=width,
         kernel_size=(kernel[0], kernel[1]),

@@ -42,4 +42,5 @@ def run(words: Sequence[str]) -> None:
     kernel = (a.kernel_size[0], a.kernel_size[-1])
     shape = (a.batch, a.channels, a.height, a.width)
     dtype = getattr(torch, a.dtype)
-    Console(highlight=False).print(str(explain(*shape, kernel, dtype=dtype, device=a.device, layout=a.layout)))
+    explanation = explain(*shape, kernel, dtype=dtype, device=a.device, layout=a.layout)
+    Console(highlight=False).print(str(explanation), soft_wrap=True)

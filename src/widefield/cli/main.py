@@ -21,7 +21,9 @@ COMMANDS = {
     "predict": "Name the most probable classes of images",
     "merge": "Turn a checkpoint into its inference form, with a certificate",
     "models": "List the models, or show one",
+    "bench": "Time backends and networks: widefield bench op | sweep | model",
     "explain": "Say which backend runs a depthwise convolution, and why",
+    "tune": "Measure this machine, so that the fastest backend is chosen on it",
     "doctor": "Check what is installed and that every backend computes the right thing",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _forced: ContextVar[str] = ContextVar("widefield_forced_backend", default="")
 
-BACKEND_NAMES = ("reference", "aten", "channels_last", "correlation")
+BACKEND_NAMES = ("aten", "channels_last", "transposed", "correlation", "fft", "dft", "triton", "reference")
 
 
 @contextmanager
@@ -60,6 +61,8 @@ class Candidate:
     is_automatic: bool
     """Whether it may be chosen without `use_backend`."""
     refusals: tuple[str, ...]
+    predicted_ms: float | None = None
+    """Milliseconds that the choice was made by, if there is a prediction."""
 
     @property
     def standing(self) -> str:
@@ -90,7 +93,9 @@ class Explanation:
             lines.append(f"  run as {kernel}: the other taps meet no pixel")
         for candidate in self.candidates:
             reason = f" ({'; '.join(candidate.refusals)})" if candidate.refusals else ""
-            lines.append(f"  {candidate.pass_:<12} {candidate.backend:<14} {candidate.standing}{reason}")
+            time = "" if candidate.predicted_ms is None else f"about {candidate.predicted_ms:.3g} ms"
+            line = f"  {candidate.pass_:<12} {candidate.backend:<14} {time:<16} {candidate.standing}{reason}"
+            lines.append(line)
         return "\n".join(lines)
 
 
@@ -128,7 +133,12 @@ def choose(backends: Sequence[Backend], order: Sequence[str], problem: Problem, 
 
 
 def explain_choice(
-    backends: Sequence[Backend], orders: dict[Pass, Sequence[str]], problem: Problem, runs_as: Problem, forced: str
+    backends: Sequence[Backend],
+    orders: dict[Pass, Sequence[str]],
+    problem: Problem,
+    runs_as: Problem,
+    forced: str,
+    predictions: dict[Pass, dict[str, float]] | None = None,
 ) -> Explanation:
     """Return the `Explanation` of what `choose` does for each map."""
     candidates: list[Candidate] = []
@@ -140,7 +150,15 @@ def explain_choice(
             refusals = tuple(find(backends, name).refusals(runs_as, pass_))
             is_chosen = is_open and not refusals and name in order
             is_open = is_open and not is_chosen
+            predicted = (predictions or {}).get(pass_, {}).get(name, math.inf)
             candidates.append(
-                Candidate(pass_=pass_, backend=name, is_chosen=is_chosen, is_automatic=name in order, refusals=refusals)
+                Candidate(
+                    pass_=pass_,
+                    backend=name,
+                    is_chosen=is_chosen,
+                    is_automatic=name in order,
+                    refusals=refusals,
+                    predicted_ms=None if refusals or math.isinf(predicted) else predicted,
+                )
             )
     return Explanation(problem=problem, runs_as=runs_as, candidates=tuple(candidates))

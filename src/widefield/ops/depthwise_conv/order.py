@@ -1,8 +1,9 @@
-"""The order in which backends are tried, by map and shape: rules fitted to measurements, most specific first."""
+"""The order in which backends are tried, by map and shape: predicted times on a CPU, the kernel's size on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,36 +13,74 @@ from widefield.ops.backends import PASSES, Backend, Pass
 from widefield.ops.depthwise_conv.aten import AtenBackend
 from widefield.ops.depthwise_conv.channels_last import ChannelsLastBackend
 from widefield.ops.depthwise_conv.clip import clip
-from widefield.ops.depthwise_conv.correlation import CorrelationBackend, nchw_kernel_width_limit
+from widefield.ops.depthwise_conv.correlation import CorrelationBackend
+from widefield.ops.depthwise_conv.fft import FftBackend, LibraryTransform, MatrixTransform
 from widefield.ops.depthwise_conv.problem import Layout, Problem
 from widefield.ops.depthwise_conv.reference import ReferenceBackend
+from widefield.ops.depthwise_conv.transposed import TransposedBackend
+from widefield.ops.depthwise_conv.triton import TritonBackend
 from widefield.ops.dispatch import Explanation, explain_choice, forced_backend
+from widefield.ops.tuning import costs
 
-BACKENDS: tuple[Backend, ...] = (AtenBackend(), ChannelsLastBackend(), CorrelationBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (
+    AtenBackend(),
+    ChannelsLastBackend(),
+    TransposedBackend(),
+    CorrelationBackend(),
+    FftBackend("fft", "torch.fft on a few planes at a time, float32 inside (CPU)", LibraryTransform),
+    FftBackend("dft", "Fourier transforms as matrix products, float32 inside (CPU)", MatrixTransform),
+    TritonBackend(),
+    ReferenceBackend(),
+)
 
 
-def order(problem: Problem, pass_: Pass) -> tuple[str, ...]:
+TORCH = ("aten", "channels_last")
+CPU_BACKENDS = (*TORCH, "transposed", "correlation", "fft", "dft")
+
+HANDICAP = 1.1
+"""How much faster than PyTorch's own a backend must be predicted to be before it is preferred."""
+
+LEAST_KERNEL_FOR_TRITON = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What of the machine and its settings bears on the choice."""
+
+    capability: str
+    threads: int
+    matmul_precision: str
+
+
+def machine() -> Machine:
+    """Return this machine as it is set now."""
+    return Machine(
+        torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), torch.get_float32_matmul_precision()
+    )
+
+
+def order(problem: Problem, pass_: Pass, here: Machine) -> tuple[str, ...]:
     """Return the names of the backends that may run one map, best first.
 
-    The rules are what ``benchmarks/results/cpu_depthwise_layouts.json`` shows for oneDNN: in NCHW the forward kernels
-    are fast up to a certain kernel width and 10 to 20 times slower beyond it, where channels_last is not; the input's
-    gradient is fast in NCHW at any width in float32; the weight's gradient is slow in every layout beyond 3 x 3, and
-    fast as a correlation. Float64 has no channels_last kernels.
+    On a CPU by predicted time (`costs`); where no prediction is known, and between near equals, PyTorch's own come
+    first. On a GPU the Triton kernels come first from 7 x 7 on.
+
+    Args:
+        problem: Clipped to the taps that meet a pixel.
+        pass_: The map.
+        here: The machine.
     """
-    torch_orders = ("aten", "channels_last")
     if problem.device_type != "cpu":
-        return torch_orders
-    if pass_ == "grad_weight":
-        is_small = max(problem.kernel_size) <= 3
-        return torch_orders if is_small or problem.dtype == torch.float64 else ("correlation", *torch_orders)
-    is_wide = problem.kernel_size[1] > nchw_kernel_width_limit()
-    is_half = problem.dtype in (torch.bfloat16, torch.float16)
-    is_as_it_lies = problem.layout == "channels_last" and not is_half
-    if problem.dtype == torch.float64 or is_as_it_lies or not is_wide or problem.stride != (1, 1):
-        return torch_orders
-    if pass_ == "grad_input" and not is_half:
-        return torch_orders
-    return torch_orders[::-1]
+        is_large = max(problem.kernel_size) >= LEAST_KERNEL_FOR_TRITON
+        return ("triton", *TORCH) if is_large else (*TORCH, "triton")
+    times = predictions(problem, pass_, here)
+    return tuple(sorted(times, key=lambda name: times[name] * (1.0 if name in TORCH else HANDICAP)))
+
+
+def predictions(problem: Problem, pass_: Pass, here: Machine) -> dict[str, float]:
+    """Return the predicted milliseconds of each CPU backend that may be chosen, infinite where none is known."""
+    table = costs(here.capability)
+    return {name: table.predict(name, pass_, problem, here.threads) for name in CPU_BACKENDS}
 
 
 def explain(
@@ -95,8 +134,12 @@ def explain(
         layout=layout,
     )
     runs_as, _ = clip(problem)
-    orders: dict[Pass, Sequence[str]] = {pass_: order(runs_as, pass_) for pass_ in PASSES}
-    return explain_choice(BACKENDS, orders, problem, runs_as, forced_backend())
+    here = machine()
+    orders: dict[Pass, Sequence[str]] = {pass_: order(runs_as, pass_, here) for pass_ in PASSES}
+    predicted: dict[Pass, dict[str, float]] = {
+        pass_: predictions(runs_as, pass_, here) if runs_as.device_type == "cpu" else {} for pass_ in PASSES
+    }
+    return explain_choice(BACKENDS, orders, problem, runs_as, forced_backend(), predicted)
 
 
 def _device_type(device: str) -> str:

@@ -13,102 +13,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from widefield.ops.backends import Backend, Pass
-from widefield.ops.depthwise_conv.clip import Margins, clip
-from widefield.ops.depthwise_conv.order import BACKENDS, order
-from widefield.ops.depthwise_conv.problem import Layout, Problem, layout_of, memory_format
-from widefield.ops.dispatch import choose
+from widefield.ops.depthwise_conv import maps
+from widefield.ops.depthwise_conv.problem import layout_of, memory_format
 
 Ints = Sequence[int]
-
-
-def _pair(values: Ints) -> tuple[int, int]:
-    return int(values[0]), int(values[1])
-
-
-def _problem(
-    size: Ints,
-    kernel: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    dtype: torch.dtype,
-    device: str,
-    layout: Layout,
-) -> Problem:
-    return Problem(
-        batch=int(size[0]),
-        channels=int(size[1]),
-        height=int(size[2]),
-        width=int(size[3]),
-        kernel_size=_pair(kernel),
-        stride=_pair(stride),
-        padding=_pair(padding),
-        dilation=_pair(dilation),
-        dtype=dtype,
-        device_type=device,
-        layout=layout,
-    )
-
-
-def _backend(problem: Problem, pass_: Pass, forced: str) -> Backend:
-    return choose(BACKENDS, order(problem, pass_), problem, pass_, forced)
-
-
-def _cut(weight: Tensor, margins: Margins) -> Tensor:
-    rows, columns = margins
-    return weight[..., rows : weight.shape[-2] - rows, columns : weight.shape[-1] - columns]
-
-
-def _finished(y: Tensor, like: Tensor) -> Tensor:
-    return y.to(like.dtype).contiguous(memory_format=memory_format(layout_of(like)))
 
 
 @torch.library.custom_op("widefield::depthwise_conv_forward", mutates_args=())
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
-    """``F(x, w) + b``: (N, C, H, W), (C, 1, K_h, K_w), (C,) -> (N, C, P, Q) in the memory format of x."""
-    size, kernel = x.shape, weight.shape[2:]
-    problem = _problem(size, kernel, stride, padding, dilation, x.dtype, x.device.type, layout_of(x))
-    problem, margins = clip(problem)
-    chosen = _backend(problem, "forward", backend)
-    shape = (size[0], size[1], *problem.output_size)
-    if x.numel() == 0:
-        y = torch.zeros(shape, dtype=x.dtype, device=x.device)
-        return y if bias is None else y + bias[:, None, None]
-    return _finished(chosen.forward(x, _cut(weight, margins), bias, problem), x)
+    """As `maps.forward`."""
+    return maps.forward(x, weight, bias, stride, padding, dilation, backend)
 
 
 @torch.library.custom_op("widefield::depthwise_conv_grad_input", mutates_args=())
 def grad_input(
     grad: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
-    """``G_x(g, w)``: (N, C, P, Q), (C, 1, K_h, K_w) -> (N, C, H, W) in the memory format of g."""
-    kernel = weight.shape[2:]
-    problem = _problem(input_size, kernel, stride, padding, dilation, grad.dtype, grad.device.type, layout_of(grad))
-    problem, margins = clip(problem)
-    chosen = _backend(problem, "grad_input", backend)
-    if grad.numel() == 0 or 0 in input_size:
-        return torch.zeros(list(input_size), dtype=grad.dtype, device=grad.device)
-    return _finished(chosen.grad_input(grad, _cut(weight, margins), problem), grad)
+    """As `maps.grad_input`."""
+    return maps.grad_input(grad, weight, input_size, stride, padding, dilation, backend)
 
 
 @torch.library.custom_op("widefield::depthwise_conv_grad_weight", mutates_args=())
 def grad_weight(
     grad: Tensor, x: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
-    """``G_w(g, x)``: (N, C, P, Q), (N, C, H, W) -> (C, 1, K_h, K_w), contiguous."""
-    problem = _problem(x.shape, kernel_size, stride, padding, dilation, x.dtype, x.device.type, layout_of(x))
-    problem, (rows, columns) = clip(problem)
-    chosen = _backend(problem, "grad_weight", backend)
-    if grad.numel() == 0 or x.numel() == 0:
-        return x.new_zeros((x.shape[1], 1, *kernel_size))
-    taps = chosen.grad_weight(grad, x, problem).to(x.dtype)
-    return F.pad(taps, (columns, columns, rows, rows)).contiguous()
+    """As `maps.grad_weight`."""
+    return maps.grad_weight(grad, x, kernel_size, stride, padding, dilation, backend)
 
 
 @forward.register_fake

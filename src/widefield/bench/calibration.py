@@ -1,0 +1,167 @@
+"""Drawn problems, their measured times, and the cost coefficients that fit them best."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from widefield.bench.entries import MapEntry
+from widefield.bench.environment import environment
+from widefield.bench.operator import backend_candidates, bench_map
+from widefield.bench.records import Record
+from widefield.bench.timers import Timer
+from widefield.ops.backends import PASSES, Backend
+from widefield.ops.depthwise_conv.clip import clip
+from widefield.ops.depthwise_conv.costs import CostTable, features, regime
+from widefield.ops.depthwise_conv.order import BACKENDS
+from widefield.ops.depthwise_conv.problem import Problem
+
+SIZES = (7, 8, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 152, 200)
+CHANNELS = (16, 24, 32, 48, 62, 64, 96, 124, 128, 166, 192, 256, 332, 384, 512, 768, 1024)
+BATCHES = (1, 1, 2, 4, 8, 16, 32)
+KERNELS = (3, 3, 5, 5, 7, 7, 9, 11, 13, 13, 17, 21, 27, 31, 41, 51, 69, 101)
+LEAST_MACS, MOST_MACS = 1 << 19, 1 << 30
+MOST_VALUES = 1 << 23
+"""Values of the largest input."""
+
+DTYPES = ((torch.float32, 6), (torch.bfloat16, 1), (torch.float64, 2))
+"""Types, and of how many in nine problems."""
+
+SEQUENCES = (512, 1024, 4096, 16000)
+"""Lengths in one dimension."""
+
+SEQUENCE_KERNELS = (7, 31, 101, 201, 501, 1001, 2001)
+
+
+def drawn_problems(count: int, *, seed: int = 0) -> list[Problem]:
+    """Return `count` different problems of all shapes that large-kernel networks meet, for fitting a `CostTable`.
+
+    Args:
+        count: How many.
+        seed: Of the draw.
+    """
+    draw = random.Random(seed)
+    dtypes = [dtype for dtype, share in DTYPES for _ in range(share)]
+    problems: dict[Problem, None] = {}
+    while len(problems) < count:
+        height = draw.choice(SIZES)
+        width = height if draw.random() < 0.7 else draw.choice(SIZES)
+        side = draw.choice(KERNELS)
+        kernel = (side, side)
+        if draw.random() < 0.25:
+            kernel = draw.choice(((side, 5), (5, side)))
+        if draw.random() < 0.08:
+            height, width, kernel = draw.choice(SEQUENCES), 1, (draw.choice(SEQUENCE_KERNELS), 1)
+        problem = Problem(
+            batch=draw.choice(BATCHES),
+            channels=draw.choice(CHANNELS),
+            height=height,
+            width=width,
+            kernel_size=kernel,
+            padding=(kernel[0] // 2, kernel[1] // 2),
+            stride=(2, 2) if draw.random() < 0.08 and width > 1 else (1, 1),
+            dtype=dtypes[len(problems) % len(dtypes)],
+            layout="channels_last" if draw.random() < 0.2 and width > 1 else "contiguous",
+        )
+        values = problem.batch * problem.channels * height * width
+        if LEAST_MACS <= clip(problem)[0].macs <= MOST_MACS and values <= MOST_VALUES:
+            problems[problem] = None
+    return list(problems)
+
+
+def measure(
+    problems: Sequence[Problem],
+    *,
+    budget_s: float = 0.4,
+    backends: Sequence[Backend] = BACKENDS,
+    timer: Timer | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Record:
+    """Time every backend for every map of some problems.
+
+    Args:
+        problems: Which.
+        budget_s: Seconds of timing for one map.
+        backends: The candidates.
+        timer: Takes the samples.
+        progress: Called with the number of problems done.
+    """
+    entries: list[MapEntry] = []
+    for index, problem in enumerate(problems):
+        for pass_ in PASSES:
+            candidates = backend_candidates(problem, pass_, backends)
+            entries.append(bench_map(problem, pass_, candidates, budget_s=budget_s, timer=timer))
+        if progress is not None:
+            progress(index + 1)
+    return Record(kind="calibration", environment=environment("cpu"), planned=len(problems), maps=tuple(entries))
+
+
+def fit(record: Record) -> CostTable:
+    """Fit a table to a record by non-negative least squares of the relative error.
+
+    Args:
+        record: Of `measure`, or any other with entries of maps, all on one CPU with one number of threads.
+    """
+    rows: list[tuple[str, tuple[float, ...], float]] = []
+    for entry in record.maps:
+        clipped, _ = clip(entry.problem.problem())
+        for result in entry.results:
+            if result.median_ms is not None and result.name in {b.name for b in BACKENDS}:
+                key = regime(result.name, entry.pass_, clipped)
+                rows.append((key, features(result.name, clipped), result.median_ms))
+    coefficients: dict[str, tuple[float, ...]] = {}
+    for key, group in groupby(sorted(rows), key=lambda row: row[0]):
+        members = list(group)
+        matrix = np.array([values for _, values, _ in members])
+        times = np.array([time for _, _, time in members])
+        solution, _ = nnls(matrix / times[:, None], np.ones(len(times)))
+        coefficients[key] = tuple(float(value) for value in solution)
+    here = record.environment
+    return CostTable(
+        source=f"{record.problems} drawn problems on {here.device} with torch {here.torch}, {here.date[:10]}",
+        capability=here.capability,
+        threads=here.threads,
+        coefficients=coefficients,
+    )
+
+
+def typical_error(table: CostTable, record: Record) -> float:
+    """Return the median of |predicted / measured - 1| over all times of a record."""
+    errors: list[float] = []
+    for entry in record.maps:
+        clipped, _ = clip(entry.problem.problem())
+        for result in entry.results:
+            if result.median_ms is not None:
+                predicted = table.predict(result.name, entry.pass_, clipped, record.environment.threads)
+                errors.append(abs(predicted / result.median_ms - 1))
+    return float(np.median(errors))
+
+
+def with_faster_vectors(table: CostTable, capability: str, factor: float) -> CostTable:
+    """Return a guess for a CPU on which oneDNN's vector kernels multiply `factor` times as fast as in `table`.
+
+    The transforms and the loops that oneDNN does not vectorise keep their coefficients.
+
+    Args:
+        table: As fitted.
+        capability: Of the other CPU.
+        factor: Of the multiplications.
+    """
+    coefficients = {key: _sped_up(key, values, factor) for key, values in table.coefficients.items()}
+    source = f"{table.source}; oneDNN's multiplications taken as {factor:g} times as fast, not measured"
+    return CostTable(source=source, capability=capability, threads=table.threads, coefficients=coefficients)
+
+
+def _sped_up(key: str, values: tuple[float, ...], factor: float) -> tuple[float, ...]:
+    backend, pass_, precision, *_ = key.split("/")
+    is_looped = backend == "aten" and (pass_ == "grad_weight" or (pass_ == "forward" and key.endswith("wide")))
+    is_vector = backend in ("aten", "channels_last", "transposed", "correlation") and not is_looped
+    if not is_vector or precision == "float64" or (backend, pass_) == ("channels_last", "grad_weight"):
+        return values
+    # The counts of multiplications among the features of a direct convolution.
+    return tuple(value / factor if index in (3, 4, 5) else value for index, value in enumerate(values))

@@ -1,0 +1,156 @@
+"""The derivatives and the batching rules of the registered operators.
+
+Each operator has an ordinary autograd function above it, so that `torch.func` differentiates and maps it, and the same
+derivative below, so that exported graphs, which hold the operators alone, can still be trained.
+"""
+
+# torch.library and autograd functions leave the types of contexts and arguments open.
+# pyright: reportUnknownMemberType=false, reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from widefield.ops.peripheral_conv import registration
+
+
+def peripheral_forward(
+    x: Tensor,
+    cells: Tensor,
+    bias: Tensor | None,
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    form: str,
+    backend: str,
+) -> Tensor:
+    """As `registration.forward`, with derivatives of any order and a batching rule."""
+    return _Forward.apply(x, cells, bias, rows, columns, form, backend)
+
+
+class _Forward(Function):
+    """``F(x, w) + b``."""
+
+    @staticmethod
+    def forward(x: Tensor, cells: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        return registration.forward(x, cells, bias, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, cells, bias, *ctx.settings = inputs
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(x, cells)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, cells = ctx.saved_tensors
+        needs_x, needs_cells, needs_bias = ctx.needs_input_grad[:3]
+        dx = _GradInput.apply(grad, cells, *ctx.settings) if needs_x else None
+        dw = _GradCells.apply(grad, x, *ctx.settings) if needs_cells else None
+        db = grad.sum((0, 2, 3)) if ctx.has_bias and needs_bias else None
+        return dx, dw, db, None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, cells: Tensor, bias: Tensor | None, *settings: Any
+    ) -> tuple[Tensor, int]:
+        count = info.batch_size
+        if in_dims[1] is None and in_dims[2] is None:
+            y = _Forward.apply(_into_batch(x, in_dims[0]), cells, bias, *settings)
+            return y.unflatten(0, (count, -1)), 0
+        y = _Forward.apply(
+            _into_channels(x, in_dims[0], count),
+            _leading(cells, in_dims[1], count),
+            None if bias is None else _leading(bias, in_dims[2], count),
+            *settings,
+        )
+        return y.unflatten(1, (count, -1)), 1
+
+
+class _GradInput(Function):
+    """``G_x(g, w)``."""
+
+    @staticmethod
+    def forward(grad: Tensor, cells: Tensor, *settings: Any) -> Tensor:
+        return registration.grad_input(grad, cells, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep_pair(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        grad, cells = ctx.saved_tensors
+        dg = _Forward.apply(v, cells, None, *ctx.settings) if ctx.needs_input_grad[0] else None
+        dw = _GradCells.apply(grad, v, *ctx.settings) if ctx.needs_input_grad[1] else None
+        return dg, dw, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, cells: Tensor, *settings: Any) -> tuple[Tensor, int]:
+        count = info.batch_size
+        if in_dims[1] is None:
+            y = _GradInput.apply(_into_batch(grad, in_dims[0]), cells, *settings)
+            return y.unflatten(0, (count, -1)), 0
+        wide, many = _into_channels(grad, in_dims[0], count), _leading(cells, in_dims[1], count)
+        return _GradInput.apply(wide, many, *settings).unflatten(1, (count, -1)), 1
+
+
+class _GradCells(Function):
+    """``G_w(g, x)``."""
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, *settings: Any) -> Tensor:
+        return registration.grad_cells(grad, x, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep_pair(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+        grad, x = ctx.saved_tensors
+        dg = _Forward.apply(x, u, None, *ctx.settings) if ctx.needs_input_grad[0] else None
+        dx = _GradInput.apply(grad, u, *ctx.settings) if ctx.needs_input_grad[1] else None
+        return dg, dx, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, x: Tensor, *settings: Any) -> tuple[Tensor, int]:
+        count = info.batch_size
+        wide = (_into_channels(image, dim, count) for image, dim in zip((grad, x), in_dims[:2], strict=True))
+        return _GradCells.apply(*wide, *settings).unflatten(0, (count, -1)), 0
+
+
+def _keep_pair(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    first, second, *ctx.settings = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _into_batch(x: Tensor, dim: int) -> Tensor:
+    """Return images (N, C, H, W) with the mapped dimension folded into N."""
+    return x.movedim(dim, 0).flatten(0, 1)
+
+
+def _into_channels(x: Tensor, dim: int | None, count: int) -> Tensor:
+    """Return images with the mapped dimension, or `count` copies where there is none, folded into C."""
+    many = x.unsqueeze(1).expand(-1, count, -1, -1, -1) if dim is None else x.movedim(dim, 1)
+    return many.flatten(1, 2)
+
+
+def _leading(parameters: Tensor, dim: int | None, count: int) -> Tensor:
+    """Return cells or biases, whose first dimension is C, with the mapped dimension or copies folded into it."""
+    many = parameters.expand(count, *parameters.shape) if dim is None else parameters.movedim(dim, 0)
+    return many.flatten(0, 1)
+
+
+def _register(operator: Any, function: type[Function]) -> None:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        function.setup_context(ctx, inputs, output)
+
+    operator.register_autograd(function.backward, setup_context=setup)
+
+
+_register(registration.forward, _Forward)
+_register(registration.grad_input, _GradInput)
+_register(registration.grad_cells, _GradCells)

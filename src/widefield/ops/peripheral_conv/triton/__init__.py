@@ -1,0 +1,1 @@
+"""Box sums and Toeplitz tiles on tensor cores; only `form` may be imported without Triton."""
