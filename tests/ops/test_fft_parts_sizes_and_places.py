@@ -8,7 +8,7 @@ from support.problems import MAPS, make_case
 
 from widefield.ops import depthwise_conv1d, use_backend
 from widefield.ops.backends import find
-from widefield.ops.depthwise_conv.fft import LibraryTransform, MatrixTransform, backend
+from widefield.ops.depthwise_conv.fft import LibraryTransform, MatrixTransform, maps
 from widefield.ops.depthwise_conv.fft.library import fast_size
 from widefield.ops.depthwise_conv.fft.placement import Placement, geometry
 from widefield.ops.depthwise_conv.order import BACKENDS
@@ -39,8 +39,8 @@ def test_however_the_planes_are_parted_the_result_is_the_same(
     name: str, map_: str, batch: int, channels: int, planes: int, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(problem(batch, channels, layout=layout))
-    real = backend._split
-    monkeypatch.setattr(backend, "_split", lambda images, all_channels, count: real(images, all_channels, planes))
+    real = maps._split
+    monkeypatch.setattr(maps, "_split", lambda images, all_channels, count: real(images, all_channels, planes))
     torch.testing.assert_close(case.run(map_, name), case.oracle(map_), rtol=1e-12, atol=1e-12)
 
 
@@ -48,12 +48,12 @@ def test_however_the_planes_are_parted_the_result_is_the_same(
 def test_parts_cover_every_plane_once_and_a_channels_images_in_turn(images: int, channels: int, planes: int) -> None:
     seen = [
         (c, n)
-        for some, those in backend._split(images, channels, planes)
+        for some, those in maps._split(images, channels, planes)
         for c in range(those.start, those.stop)
         for n in range(some.start, some.stop)
     ]
     assert sorted(seen) == [(c, n) for c in range(channels) for n in range(images)]
-    for some, those in backend._split(images, channels, planes):
+    for some, those in maps._split(images, channels, planes):
         assert (some.stop - some.start) * (those.stop - those.start) <= max(planes, 1)
 
 

@@ -12,6 +12,7 @@ from widefield._core.checks import check
 from widefield._core.errors import InputError
 from widefield.ops.depthwise_conv import shortcut
 from widefield.ops.depthwise_conv.autograd import Forward
+from widefield.ops.depthwise_conv.epilogue import Activation, check_activation, finished, fused
 from widefield.ops.dispatch import forced_backend
 
 Padding = int | tuple[int, int] | Literal["same"]
@@ -25,6 +26,8 @@ def depthwise_conv2d(
     stride: int | tuple[int, int] = 1,
     padding: Padding = "same",
     dilation: int | tuple[int, int] = 1,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
 ) -> Tensor:
     """Convolve every channel with its own kernel, on the fastest backend for the shape.
 
@@ -35,18 +38,25 @@ def depthwise_conv2d(
         stride: Step in pixels, one number or (vertical, horizontal).
         padding: Zeros on each side, or "same" for ``dilation * (K - 1) / 2``, which keeps H x W at stride 1.
         dilation: Distance between taps in pixels.
+        residual: Optional (N, C, P, Q), added to the output.
+        activation: "relu", "gelu" (exact) or "silu" of the sum, if any. In inference the Triton kernels compute
+            residual and activation on the way.
 
     Returns:
         (N, C, P, Q) with P = (H + 2 padding - dilation (K_h - 1) - 1) // stride + 1, and Q alike.
 
     Raises:
         InputError: If ranks, channels, dtypes or devices do not fit, the dtype is not floating, the kernel is even and
-            the padding "same", or the padded image is smaller than the kernel.
+            the padding "same", the padded image is smaller than the kernel, or there is no such activation.
     """
     forced = forced_backend()
     key = shortcut.key_of(x, weight, bias, (stride, padding, dilation), forced)
     if key is not None and (y := shortcut.run(key, x, weight, bias)) is not None:
-        return y
+        if residual is None and activation is None:
+            return y
+        check_activation(activation)
+        return finished(y, residual, activation)
+    check_activation(activation)
     _check_shapes(x, weight, bias)
     x, weight, bias = _autocast(x, weight, bias)
     _check_types(x, weight, bias)
@@ -63,7 +73,12 @@ def depthwise_conv2d(
         )
     if key is not None:
         shortcut.remember(key, x, weight, (steps, pads, gaps), forced)
-    return cast("Tensor", Forward.apply(x, weight, bias, steps, pads, gaps, forced))
+    if residual is not None or activation is not None:
+        y = fused(x, weight, bias, (steps, pads, gaps), forced, residual, activation)
+        if y is not None:
+            return y
+    y = cast("Tensor", Forward.apply(x, weight, bias, steps, pads, gaps, forced))
+    return finished(y, residual, activation)
 
 
 def depthwise_conv1d(

@@ -53,7 +53,7 @@ def forward(
         y = torch.zeros((*x.shape[:2], *problem.output_size), dtype=x.dtype, device=x.device)
         return y if bias is None else y + bias[:, None, None]
     with as_written(x.device.type):
-        return _finished(runner.forward(x, _cut(weight, margins), bias, problem), x)
+        return _finished(runner.forward(x, cut(weight, margins), bias, problem), x)
 
 
 def grad_input(
@@ -65,7 +65,7 @@ def grad_input(
     if grad.numel() == 0 or 0 in input_size:
         return torch.zeros(list(input_size), dtype=grad.dtype, device=grad.device)
     with as_written(grad.device.type):
-        return _finished(runner.grad_input(grad, _cut(weight, margins), problem), grad)
+        return _finished(runner.grad_input(grad, cut(weight, margins), problem), grad)
 
 
 def grad_weight(
@@ -85,7 +85,8 @@ def _pair(values: Ints) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def _cut(weight: Tensor, margins: Margins) -> Tensor:
+def cut(weight: Tensor, margins: Margins) -> Tensor:
+    """Return the taps within the margins: a view, or the kernel itself."""
     rows, columns = margins
     if not rows and not columns:
         return weight

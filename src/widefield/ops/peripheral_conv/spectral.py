@@ -14,7 +14,6 @@ from widefield.ops.depthwise_conv.order import BACKENDS, Machine, machine, predi
 from widefield.ops.depthwise_conv.problem import Problem
 from widefield.ops.peripheral_conv.form import Map
 from widefield.ops.peripheral_conv.problem import PeripheralProblem
-from widefield.ops.peripheral_kernel.grid import SharingGrid
 
 _FOURIER = tuple(backend for backend in BACKENDS if isinstance(backend, FftBackend))
 
@@ -48,11 +47,13 @@ class SpectralForm:
 
 def _maps(problem: PeripheralProblem, pass_: Pass) -> FourierMaps:
     dense = problem.dense()
-    return FourierMaps(kind(dense, pass_, machine()), dense, CellPlaces(_cells(problem.rows), _cells(problem.columns)))
+    return FourierMaps(kind(dense, pass_, machine()), dense, places_of(problem))
 
 
-def _cells(grid: SharingGrid) -> Cells:
-    return Cells(-(grid.kernel_size // 2), grid.sizes)
+def places_of(problem: PeripheralProblem) -> CellPlaces:
+    """Return where the cells lie on the circle of the transform: around its origin."""
+    rows, columns = (Cells(-(grid.kernel_size // 2), grid.sizes) for grid in (problem.rows, problem.columns))
+    return CellPlaces(rows, columns)
 
 
 @lru_cache(maxsize=4096)

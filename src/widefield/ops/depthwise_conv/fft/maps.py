@@ -32,8 +32,8 @@ def make_transform(kind: Kind, problem: Problem) -> Transform:
 class FourierMaps:
     """The maps of one problem, for one call.
 
-    A kernel is (C, 1, K_h, K_w), or with `cells` (C, 1, P_h, P_w): one value for all taps of a cell. The spectra of such
-    kernels, and the sums of their gradient over each cell, come straight from the transform.
+    A kernel is (C, 1, K_h, K_w), or with `cells` (C, 1, P_h, P_w), one value for all taps of a cell: the transform then
+    gives its spectra, and the sums of its gradient over each cell, without the taps between.
     """
 
     def __init__(self, kind: Kind, problem: Problem, cells: CellPlaces | None = None) -> None:

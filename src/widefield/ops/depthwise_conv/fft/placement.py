@@ -34,7 +34,7 @@ Places = tuple[Placement, Placement]
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Samples that each stand at several places of one axis: the first at ``sizes[0]`` places from `start` on, ..."""
+    """Samples of one axis that each stand at ``sizes[a]`` places; the first begins at `start`, each behind the last."""
 
     start: int
     sizes: tuple[int, ...]

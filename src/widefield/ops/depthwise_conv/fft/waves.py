@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def complex_synthesis(size: int, places: Axis, is_half: bool, dtype: torch.dtype
 
 
 def _waves(size: int, places: Axis, frequencies: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2 pi f u / S for f = 0, 1, .. (rows) and the places u (columns), in float64, summed over cells."""
+    """Cosines and sines of 2 pi f u / S for f = 0, 1, .. (rows) and places or cells u (columns), in float64."""
     step, count = (places.step, places.count) if isinstance(places, Placement) else (1, sum(places.sizes))
     where = places.start + step * torch.arange(count, dtype=torch.int64, device="cpu")
     # Reduced before the product with pi, so that large sizes lose no digits.
@@ -84,7 +85,8 @@ def _waves(size: int, places: Axis, frequencies: int) -> tuple[Tensor, Tensor]:
 def _summed(wave: Tensor, places: Axis) -> Tensor:
     if isinstance(places, Placement):
         return wave
-    return torch.stack([cell.sum(-1) for cell in wave.split(list(places.sizes), -1)], -1)
+    bounds = (0, *accumulate(places.sizes))
+    return torch.stack([wave[:, start:end].sum(-1) for start, end in pairwise(bounds)], -1)
 
 
 def _shares(size: int) -> Tensor:
