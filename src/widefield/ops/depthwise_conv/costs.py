@@ -105,8 +105,11 @@ def _parsed(text: str) -> CostTable:
 def regime(backend: str, pass_: Pass, problem: Problem) -> str:
     """Return the name of the conditions under which a backend's time is one sum of its features."""
     parts = [backend, pass_, _precision(problem.dtype)]
-    if backend == "aten":
+    if backend in ("aten", "channels_last"):
         parts.append(problem.layout)
+        # PyTorch has a kernel of its own for the weight's gradient of a 3 x 3 convolution.
+        if pass_ == "grad_weight" and max(problem.kernel_size) <= 3:
+            parts.append("3x3")
     if backend == "transposed" or (backend, problem.layout) == ("aten", "contiguous") or backend == "correlation":
         is_wide = problem.kernel_size[1] > nchw_kernel_width_limit()
         parts.append("wide" if is_wide else "narrow")
