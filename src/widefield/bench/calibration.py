@@ -27,6 +27,7 @@ SIZES = (7, 8, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 152
 CHANNELS = (16, 24, 32, 48, 62, 64, 96, 124, 128, 166, 192, 256, 332, 384, 512, 768, 1024)
 BATCHES = (1, 1, 2, 4, 8, 16, 32)
 KERNELS = (3, 3, 5, 5, 7, 7, 9, 11, 13, 13, 17, 21, 27, 31, 41, 51, 69, 101)
+STRIDED_KERNELS = (3, 3, 3, 5, 7, 13)
 LEAST_MACS, MOST_MACS = 1 << 19, 1 << 29
 MOST_VALUES = 1 << 23
 """Values of the largest input."""
@@ -60,7 +61,12 @@ def drawn_problems(count: int, *, seed: int = 0) -> list[Problem]:
         kernel = (side, side)
         if draw.random() < 0.25:
             kernel = draw.choice(((side, 5), (5, side)))
-        if draw.random() < 0.08:
+        stride = 1
+        if draw.random() < 0.18:
+            # Strided layers are the small ones between stages.
+            stride, side = 2, draw.choice(STRIDED_KERNELS)
+            kernel = (side, side)
+        elif draw.random() < 0.08:
             height, width, kernel = draw.choice(SEQUENCES), 1, (draw.choice(SEQUENCE_KERNELS), 1)
         problem = Problem(
             batch=draw.choice(BATCHES),
@@ -69,7 +75,7 @@ def drawn_problems(count: int, *, seed: int = 0) -> list[Problem]:
             width=width,
             kernel_size=kernel,
             padding=(kernel[0] // 2, kernel[1] // 2),
-            stride=(2, 2) if draw.random() < 0.08 and width > 1 else (1, 1),
+            stride=(stride, stride),
             dtype=dtypes[len(problems) % len(dtypes)],
             layout="channels_last" if draw.random() < 0.2 and width > 1 else "contiguous",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,9 @@ def order(problem: Problem, pass_: Pass, here: Machine) -> tuple[str, ...]:
         is_large = max(problem.kernel_size) >= LEAST_KERNEL_FOR_TRITON
         return ("triton", *TORCH) if is_large else (*TORCH, "triton")
     times = predictions(problem, pass_, here)
+    if math.isinf(times["aten"]):
+        # Never measured in such conditions, so nothing is known to beat PyTorch's own.
+        return (*TORCH, *(name for name in times if name not in TORCH))
     return tuple(sorted(times, key=lambda name: times[name] * (1.0 if name in TORCH else HANDICAP)))
 
 
