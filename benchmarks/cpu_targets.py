@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_targets.py benchmarks/results/cpu_targets.json
 
-Batch 4, float32, NCHW. Both sides take turns within one process; the slow side of a hopeless pair runs once. "forward" is
-inference, where the kernel's spectrum is kept; in "forward + backward" the kernel changes at every step, as in training.
+Batch 4, float32, NCHW. Both sides take turns within one process; a slow one runs but a few times. "forward" is
+inference, where the kernel's spectrum is kept; in "forward + backward" the kernel changes at every step.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,8 @@ from widefield.ops.depthwise_conv.problem import Problem
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(count: int, *, seed: int = 0) -> list[Problem]:
-        return [
-            Problem(batch=1, channels=2 + n, height=9, width=8, kernel_size=(5, 3), padding=(2, 1)) for n in range(count)
-        ]
+        one = Problem(batch=1, channels=2, height=9, width=8, kernel_size=(5, 3), padding=(2, 1))
+        return [replace(one, channels=2 + n) for n in range(count)]
 
     monkeypatch.setattr(calibration, "drawn_problems", drawn)
 

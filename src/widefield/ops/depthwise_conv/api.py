@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from widefield._core.checks import check
 from widefield._core.errors import InputError
 from widefield.ops.depthwise_conv import shortcut
-from widefield.ops.depthwise_conv.autograd import Forward
+from widefield.ops.depthwise_conv.autograd import forward
 from widefield.ops.depthwise_conv.epilogue import Activation, check_activation, finished, fused
 from widefield.ops.dispatch import forced_backend
 
@@ -51,15 +52,27 @@ def depthwise_conv2d(
     """
     forced = forced_backend()
     key = shortcut.key_of(x, weight, bias, (stride, padding, dilation), forced)
-    if key is not None and (y := shortcut.run(key, x, weight, bias)) is not None:
-        if residual is None and activation is None:
-            return y
+    plan = shortcut.find(key)
+    if plan is None:
+        _check_shapes(x, weight, bias)
+        x, weight, bias = _autocast(x, weight, bias)
+        _check_types(x, weight, bias)
+        plan = shortcut.make(key, x, weight, _spacing(x, weight, stride, padding, dilation), forced)
+    is_plain = residual is None and activation is None
+    if not is_plain:
         check_activation(activation)
-        return finished(y, residual, activation)
-    check_activation(activation)
-    _check_shapes(x, weight, bias)
-    x, weight, bias = _autocast(x, weight, bias)
-    _check_types(x, weight, bias)
+        y = fused(x, weight, bias, plan.spacing, forced, residual, activation)
+        if y is not None:
+            return y
+    if plan.is_direct:
+        y = F.conv2d(x, weight, bias, *plan.spacing, x.shape[1])
+    else:
+        y = forward(x, weight, bias, *plan.spacing, forced)
+    return y if is_plain else finished(y, residual, activation)
+
+
+def _spacing(x: Tensor, weight: Tensor, stride: object, padding: object, dilation: object) -> shortcut.Spacing:
+    """Return stride, padding and dilation as pairs."""
     steps, gaps = _as_pair(stride, "stride", 1), _as_pair(dilation, "dilation", 1)
     kernel = weight.shape[2:]
     pads = _same(kernel, gaps) if padding == "same" else _as_pair(padding, "padding", 0)
@@ -71,14 +84,7 @@ def depthwise_conv2d(
             f"{extents[0]}x{extents[1]}",
             'use more padding, for instance "same"',
         )
-    if key is not None:
-        shortcut.remember(key, x, weight, (steps, pads, gaps), forced)
-    if residual is not None or activation is not None:
-        y = fused(x, weight, bias, (steps, pads, gaps), forced, residual, activation)
-        if y is not None:
-            return y
-    y = cast("Tensor", Forward.apply(x, weight, bias, steps, pads, gaps, forced))
-    return finished(y, residual, activation)
+    return steps, pads, gaps
 
 
 def depthwise_conv1d(

@@ -41,6 +41,9 @@ CPU_BACKENDS = (*TORCH, "transposed", "correlation", "fft", "dft")
 HANDICAP = 1.1
 """How much faster than PyTorch's own a backend must be predicted to be before it is preferred."""
 
+MOST_TINY_MACS = 1 << 18
+"""Multiplications up to which a convolution takes no longer than choosing another way to do it."""
+
 LEAST_KERNEL_FOR_TRITON = 7
 
 
@@ -75,8 +78,8 @@ def order(problem: Problem, pass_: Pass, here: Machine) -> tuple[str, ...]:
         is_large = max(problem.kernel_size) >= LEAST_KERNEL_FOR_TRITON
         return ("triton", *TORCH) if is_large else (*TORCH, "triton")
     times = predictions(problem, pass_, here)
-    if math.isinf(times["aten"]):
-        # Never measured in such conditions, so nothing is known to beat PyTorch's own.
+    if math.isinf(times["aten"]) or problem.macs <= MOST_TINY_MACS:
+        # Nothing is known to beat PyTorch's own here, or nothing could make up for the detour.
         return (*TORCH, *(name for name in times if name not in TORCH))
     return tuple(sorted(times, key=lambda name: times[name] * (1.0 if name in TORCH else HANDICAP)))
 

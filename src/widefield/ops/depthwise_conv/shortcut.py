@@ -10,9 +10,10 @@ remembered under everything that the checks and the choice depend on.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import suppress
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from widefield.ops.backends import Pass
@@ -23,46 +24,57 @@ Pair = tuple[int, int]
 Spacing = tuple[Pair, Pair, Pair]
 """Stride, padding, dilation."""
 
-MOST_SHORTCUTS = 4096
+MOST_PLANS = 4096
 
-_shortcuts: dict[Hashable, Spacing] = {}
+
+class Plan(NamedTuple):
+    """How a problem runs that has been checked."""
+
+    spacing: Spacing
+    is_direct: bool
+    """Whether ``F.conv2d`` is the best for every map, with no tap to cut."""
+
+
+_plans: dict[Hashable, Plan] = {}
 
 
 def key_of(x: Tensor, weight: Tensor, bias: Tensor | None, spacing: Hashable, forced: str) -> Hashable | None:
-    """Return what the choice for these tensors depends on, or None if they must take the long way."""
+    """Return all that the checks and the choice for these tensors depend on, or None if they are to be made anew."""
     if torch.compiler.is_compiling() or (type(x) is not Tensor and type(x) is not nn.Parameter):
         return None
     if torch._C._is_any_autocast_enabled():
         return None
-    rest = None if bias is None else (bias.shape, bias.dtype)
+    rest = None if bias is None else (bias.shape, bias.dtype, bias.device)
     # The strides of an ordinary image tell its layout; they cost less to read than the layout.
     image = (x.shape, x.stride(), x.dtype, x.device)
-    return (image, weight.shape, weight.dtype, rest, spacing, forced, torch.get_num_threads())
+    kernel = (weight.shape, weight.dtype, weight.device)
+    return (image, kernel, rest, spacing, forced, torch.get_num_threads())
 
 
-def run(key: Hashable | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """Return PyTorch's convolution of the tensors if that is known to be best for all maps, else None."""
+def find(key: Hashable | None) -> Plan | None:
+    """Return the plan made under a key, if there is one."""
     try:
-        spacing = _shortcuts.get(key)
-        return None if spacing is None else F.conv2d(x, weight, bias, *spacing, x.shape[1])
-    except (TypeError, RuntimeError):
-        # Lists as stride, padding or dilation; a weight on another device: the long way finds words for it.
+        return _plans.get(key)
+    except TypeError:  # lists as stride, padding or dilation
         return None
 
 
-def remember(key: Hashable, x: Tensor, weight: Tensor, spacing: Spacing, forced: str) -> None:
-    """Keep the call if ``aten`` is chosen for every map that may run, with no tap cut off."""
-    if x.is_meta or weight.device != x.device or x.numel() == 0:
-        return
+def make(key: Hashable | None, x: Tensor, weight: Tensor, spacing: Spacing, forced: str) -> Plan:
+    """Return the plan for checked tensors, and keep it under a key."""
+    if key is None or x.is_meta or x.numel() == 0:
+        return Plan(spacing, False)
+    plan = Plan(spacing, _is_direct(x, weight, spacing, forced))
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    with suppress(TypeError):
+        _plans[key] = plan
+    return plan
+
+
+def _is_direct(x: Tensor, weight: Tensor, spacing: Spacing, forced: str) -> bool:
     passes: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
     problem = maps.problem_of(x, x.shape, weight.shape[2:], *spacing)
-    for pass_ in passes:
-        _, margins, backend = maps.chosen(problem, pass_, forced, machine())
-        if backend.name != "aten" or margins != (0, 0):
-            return
-    if len(_shortcuts) >= MOST_SHORTCUTS:
-        _shortcuts.clear()
-    try:
-        _shortcuts[key] = spacing
-    except TypeError:
-        return
+    if forced not in ("", "aten"):
+        return False
+    choices = [maps.chosen(problem, pass_, forced, machine()) for pass_ in passes]
+    return all(backend.name == "aten" and margins == (0, 0) for _, margins, backend in choices)
