@@ -41,7 +41,7 @@ CPU_BACKENDS = (*TORCH, "transposed", "correlation", "fft", "dft")
 HANDICAP = 1.1
 """How much faster than PyTorch's own a backend must be predicted to be before it is preferred."""
 
-MOST_TINY_MACS = 1 << 18
+MOST_TINY_MACS = 1 << 19
 """Multiplications up to which a convolution takes no longer than choosing another way to do it."""
 
 LEAST_KERNEL_FOR_TRITON = 7
