@@ -45,9 +45,19 @@ class Case:
         bias = None if wide.bias is None else wide.bias.abs()
         case = Case(problem=wide.problem, x=wide.x.abs(), weight=wide.weight.abs(), bias=bias, grad=wide.grad.abs())
         out = case.run(map_, "reference")
-        operands = {"forward": (case.x, case.weight), "grad_input": (case.grad, case.weight)}
-        one, other = operands.get(map_, (case.grad, case.x))
+        one, other = case.operands(map_)
         return max(largest(out), largest(one) * largest(other))
+
+    def energy(self, map_: str) -> float:
+        """Largest product of two planes' Euclidean norms: the scale of a Fourier transform's rounding error."""
+        one, other = (largest(x.double().flatten(-2).norm(dim=-1)) for x in self.operands(map_))
+        return one * other * (max(self.problem.batch, 1) if map_ == "grad_weight" else 1)
+
+    def operands(self, map_: str) -> tuple[Tensor, Tensor]:
+        """What a map multiplies."""
+        if map_ == "forward":
+            return self.x, self.weight
+        return self.grad, (self.weight if map_ == "grad_input" else self.x)
 
     def double(self) -> Case:
         bias = None if self.bias is None else self.bias.double()

@@ -42,7 +42,7 @@ def key_of(x: Tensor, weight: Tensor, bias: Tensor | None, spacing: Hashable, fo
     """Return all that the checks and the choice for these tensors depend on, or None if they are to be made anew."""
     if torch.compiler.is_compiling() or (type(x) is not Tensor and type(x) is not nn.Parameter):
         return None
-    if torch._C._is_any_autocast_enabled():
+    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack() > 0:
         return None
     rest = None if bias is None else (bias.shape, bias.dtype, bias.device)
     # The strides of an ordinary image tell its layout; they cost less to read than the layout.
