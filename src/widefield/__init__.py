@@ -16,8 +16,9 @@ from widefield.reparam import merge as merge
 if TYPE_CHECKING:
     from widefield.models import create_model as create_model
     from widefield.models import list_models as list_models
+    from widefield.models import load_published as load_published
 
-_FROM_MODELS = ("create_model", "list_models")
+_FROM_MODELS = ("create_model", "list_models", "load_published")
 
 
 def __getattr__(name: str) -> Any:

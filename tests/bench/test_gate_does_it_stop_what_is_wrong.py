@@ -69,8 +69,9 @@ def test_a_wrong_backend_is_recorded_and_never_timed(factor: float, words: str) 
         assert broken.median_ms is None
         assert broken.at_least_ms is None
         assert words in broken.failure
+        # On a busy machine even one run may be long enough to rule it out.
         assert aten is not None
-        assert aten.median_ms is not None
+        assert aten.least_ms < float("inf")
 
 
 def test_a_backend_that_raises_is_recorded_with_its_words() -> None:

@@ -7,7 +7,9 @@ from torch import nn
 from widefield._core.errors import InputError
 from widefield.bench import model
 from widefield.bench.model import ModelSettings, bench_models, throughput_ratio
+from widefield.nn import DepthwiseConv2d
 from widefield.ops.depthwise_conv.channels_last import ChannelsLastBackend
+from widefield.ops.dispatch import forced_backend
 
 SMALL = ModelSettings(batch=2, image_size=32)
 
@@ -76,3 +78,20 @@ def test_what_does_not_exist_is_refused(name: str, options: dict, words: str) ->
     with pytest.raises(InputError) as caught:
         bench_models(name, **options)
     assert words in str(caught.value)
+
+
+def test_contiguous_inputs_are_made_for_pytorchs_convolution_alone() -> None:
+    record = bench_models(
+        "replknet_nano",
+        backends=("auto", "aten_nchw"),
+        settings=ModelSettings(image_size=32, layout="channels_last"),
+        budget_s=0.05,
+    )
+    assert [entry.backend for entry in record.models] == ["auto", "aten_nchw"]
+    layer = DepthwiseConv2d(4, 3)
+    x = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    with model._on("aten_nchw", layer):
+        assert layer(x).is_contiguous()
+        assert forced_backend() == "aten"
+    assert not layer(x).is_contiguous()
+    assert forced_backend() == ""

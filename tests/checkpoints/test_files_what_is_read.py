@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from widefield._core.errors import InputError
 from widefield._core.files import write_atomically, write_text_atomically
-from widefield.checkpoints.files import load_weights, read_weights, write_weights
+from widefield.checkpoints.files import load_weights, read_checkpoint, read_weights, write_weights
 
 STATE = {"a.weight": torch.randn(20, 3), "b": torch.arange(5), "c": torch.tensor(2.5, dtype=torch.bfloat16)}
 
@@ -122,11 +123,80 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, zipped: bool) -> None:
     assert canary.exists(), "the canary works"
 
 
-def test_whole_modules_and_settings_are_refused_as_objects(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        nn.Linear(2, 2),
+        {"model": STATE, "path": Path("x")},
+        {"model": STATE, "array": np.ones(3)},
+        {"model": STATE, "type": np.dtype("O")},
+        {"model": STATE, "args": argparse.Namespace(function=print)},
+    ],
+)
+def test_whole_modules_and_other_objects_are_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", "with a pickled object, which could run code and was not loaded")
+
+
+class Number:
+    """Pickled as a NumPy number that refers to an object."""
+
+    def __init__(self, content: object) -> None:
+        self.content = content
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return np.float64(1.0).__reduce__()[0], (np.dtype("V8"), self.content)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_and_numbers_of_a_training_script_are_harmless(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "w.pth"
-    for content in (nn.Linear(2, 2), {"model": STATE, "args": argparse.Namespace(lr=1)}):
-        torch.save(content, path)
+    numbers = [kind(1) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_)]
+    args = argparse.Namespace(lr=0.1, model="slak_t", seed=np.int64(3))
+    torch.save({"model": STATE, "args": args, "best": numbers}, path, _use_new_zipfile_serialization=zipped)
+    before = set(torch.serialization.get_safe_globals())
+    assert same(read_weights(path)[0])
+    assert set(torch.serialization.get_safe_globals()) == before, "allowed for this one file"
+    for content in ("text", [1]):
+        torch.save({"model": STATE, "best": Number(content)}, path, _use_new_zipfile_serialization=zipped)
         refused(path, "with a pickled object, which could run code and was not loaded")
+
+
+def test_the_trained_weights_are_taken_unless_their_moving_average_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    average = {key: value + 1 for key, value in STATE.items()}
+    torch.save({"model_ema": average, "model": STATE}, path)
+    for choice in ("auto", "model"):
+        taken = read_checkpoint(path, choice)
+        assert same(taken.tensors)
+        assert (taken.taken, taken.others) == ("model", ("model_ema",))
+    other = read_checkpoint(path, "ema")
+    assert all(torch.equal(other.tensors[key], average[key]) for key in STATE)
+    assert (other.taken, other.others) == ("model_ema", ("model",))
+    torch.save({"state_dict": STATE, "ema_state_dict": {**average, "steps": torch.tensor(7)}}, path)
+    assert list(read_checkpoint(path, "ema").tensors) == list(STATE)
+    torch.save({"model": STATE}, path)
+    text = f"Expected a checkpoint with a moving average of the weights, but got {path} with 'model': leave the choice"
+    with pytest.raises(InputError, match=re.escape(text)):
+        read_checkpoint(path, "ema")
+    torch.save({"model_ema": STATE}, path)
+    with pytest.raises(InputError, match=re.escape(f"Expected a checkpoint of a trained model, but got {path} with")):
+        read_checkpoint(path, "model")
+    torch.save(STATE, path)
+    with pytest.raises(InputError, match="with one state dict: leave the choice of weights out"):
+        read_checkpoint(path, "ema")
+    save_file(STATE, path)
+    text = f"Expected a file with a moving average of the weights, but got the safetensors file {path}, which has one"
+    with pytest.raises(InputError, match=re.escape(text)):
+        read_checkpoint(path, "ema")
+
+
+def test_the_prefix_of_a_parallel_wrapper_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in STATE.items()}}, path)
+    assert same(read_weights(path)[0])
+    torch.save({"module.a": STATE["b"], "a": STATE["b"]}, path)
+    assert list(read_weights(path)[0]) == ["module.a", "a"]
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,11 @@ def test_settings_that_a_model_does_not_take_are_refused(widefield, tmp_path: Pa
     outcome = widefield("train", *SMALL, *words, "--output", tmp_path / "run")
     refused(outcome, "settings that resnet18 takes", "kernel_sizes")
     words = ("--model.kernel-sizes", 13, 13)
-    refused(widefield("train", *SMALL, *words, "--output", tmp_path / "run"), "settings that replknet_nano takes")
+    refused(
+        widefield("train", *SMALL, *words, "--output", tmp_path / "run"),
+        "one kernel size for each stage",
+        "2 kernel sizes",
+    )
 
 
 def test_images_to_predict_must_be_images(widefield, finished_run: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_commands_models_recipes_and_options_that_are_named_exist(capsys: pytest
         assert command in COMMANDS, command
     for recipe in re.findall(r"widefield train (\w+)", README):
         assert recipe in RECIPES, recipe
-    for name in re.findall(r"\breplknet_\w+", README):
+    for name in re.findall(r"\b(?:replknet|slak|pelk|unireplknet|convnext_lk)_\w+", README):
         assert name in list_models(), name
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -249,7 +249,7 @@ class Fatal:
 
 # torch leaves its socket to the killed process to the garbage collector, whenever that comes by.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_is_killed_is_reported_and_replaced(source: ImageSource, tmp_path: Path):
     before = set(multiprocessing.active_children())
     loader = evaluation_loader(Fatal(source, tmp_path / "killed"), workers(2))

@@ -6,7 +6,9 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from widefield.engine import (
+    ActivationMonitor,
+    ActivationMonitorConfig,
     EmaConfig,
     OptimizerConfig,
+    RunContext,
     RunFolder,
+    RunInterruptedError,
     ScheduleConfig,
     Trainer,
     TrainerConfig,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,14 @@ class DropPathNet(nn.Module):
         self.head = nn.Linear(8, 4)
         self.drop = drop
 
+    @staticmethod
+    def branch(channels: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.GELU(),
+        )
+
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.norm(self.stem(images)))
         branch = self.norm2(self.depthwise(x))
@@ -101,6 +115,65 @@ class DropPathNet(nn.Module):
             keep = (torch.rand(len(x), 1, 1, 1) >= self.drop).to(x) / (1 - self.drop)
             branch = branch * keep
         return self.head((x + branch).mean((2, 3)))
+
+
+class BlockNet(nn.Module):
+    """A network whose blocks are named as in timm, with BatchNorm and a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        stage = nn.Module()
+        stage.blocks = nn.Sequential(*(DropPathNet.branch(6) for _ in range(3)))
+        self.stages = nn.ModuleList([stage])
+        self.norm, self.norm2 = nn.BatchNorm2d(6), nn.LayerNorm(6)
+        self.norm2.bias.requires_grad_(False)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.stages[0].blocks(self.stem(images)))
+        return self.head(self.norm2(x.mean((2, 3))))
+
+
+class HalfMasked:
+    """Extension that keeps half of the stem at zero, and draws anew which half every three steps."""
+
+    name = "half"
+    is_required = True
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def started(self, context: RunContext) -> None:
+        self.told.append("started")
+        self.weight = dict(context.model.named_parameters())["stem.weight"]
+        self.average = None if context.ema is None else dict(context.ema.named_parameters())["stem.weight"]
+        self.mask = torch.ones(self.weight.shape, dtype=torch.bool)
+        self.changes = 0
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        self.told.append(f"step {step}")
+        if step % 3 == 1:
+            self.changes += 1
+            order = torch.randperm(self.mask.numel(), generator=torch.Generator().manual_seed(self.changes))
+            self.mask = (order % 2 == 0).view_as(self.mask)
+        for tensor in (self.weight, self.average):
+            if tensor is not None:
+                tensor.mul_(self.mask)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {"mask": self.mask}, {"changes": self.changes}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self.told.append("loaded")
+        self.mask, self.changes = tensors["mask"].clone(), state["changes"]
+
+    def metrics(self) -> dict[str, float]:
+        return {"masked": float((self.weight == 0).double().mean())}
+
+    def closed(self) -> None:
+        self.told.append("closed")
 
 
 def make_trainer(folder: RunFolder, **changes: Any) -> Trainer:
@@ -120,6 +193,7 @@ def make_trainer(folder: RunFolder, **changes: Any) -> Trainer:
         ema=EmaConfig(**changes.pop("ema", {})),
         reporter=changes.pop("reporter", None),
         accelerator=changes.pop("accelerator", None),
+        extensions=changes.pop("extensions", ()),
         trainer=TrainerConfig(**{"epochs": 3, "device": "cpu", "tensorboard": False, "log_every_steps": 2, **changes}),
     )
 
@@ -133,11 +207,13 @@ def die(*_: Any) -> Any:
 
 
 def main(order: dict[str, Any]) -> None:
-    """Train, and be killed where the order says, the way a power cut or a scheduler would."""
+    """Train, and be killed or told to stop where the order says, the way a power cut or a scheduler would."""
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     data = Images(rank=rank, ranks=ranks, **order.get("data", {}))
     task = Classify(data)
     task.at_loss = dict.fromkeys(order.get("kill_at_loss", []), die)
+    if rank == order.get("signal_rank", rank):
+        task.at_loss |= {number: tell(name) for number, name in order.get("signal_at_loss", [])}
     task.at_evaluation = dict.fromkeys(order.get("kill_at_evaluation", []), die)
     if "kill_at_sync" in order:
         from widefield._core import files
@@ -153,7 +229,15 @@ def main(order: dict[str, Any]) -> None:
 
         checkpointing.sync_to_disk = files.sync_to_disk = sync
     folder = RunFolder.create(order["folder"], order["resume"], 0, "small: run\n")
-    trainer = make_trainer(folder, data=data, task=task, **order.get("changes", {}))
+    changes = dict(order.get("changes", {}))
+    if order.get("masked"):
+        changes["extensions"] = [HalfMasked()]
+    if "watched" in order:
+        changes["extensions"] = [ActivationMonitor(ActivationMonitorConfig(modules=order["watched"], every_steps=1))]
+    if order.get("blocks"):
+        torch.manual_seed(0)
+        changes["model"] = BlockNet()
+    trainer = make_trainer(folder, data=data, task=task, **changes)
     result = trainer.fit(resume=order["resume"])
     if rank == 0:
         from widefield.engine import write_weights
@@ -163,19 +247,64 @@ def main(order: dict[str, Any]) -> None:
         folder.write_json("summary.json", {"best_epoch": result.best_epoch, "kind": type(trainer.model.norm).__name__})
 
 
-def fork(order: dict[str, Any]) -> int:
-    """Run `main` in a forked child, which spares the imports, and return its status."""
+def tell(name: str) -> Any:
+    def send(loss: Tensor) -> Tensor:
+        os.kill(os.getpid(), getattr(signal, name))
+        return loss
+
+    return send
+
+
+STOPPED = 3
+"""Status of a process whose run was stopped by a signal."""
+
+
+def start(order: dict[str, Any], environment: Mapping[str, str]) -> int:
+    """Run `main` in a forked child, which spares the imports, and return its id."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     status = 1
     try:
+        os.environ.update(environment)
         main(order)
         status = 0
+    except RunInterruptedError:
+        status = STOPPED
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(status)
+
+
+def start_ranks(order: dict[str, Any]) -> list[int]:
+    """Start as many children as the order says and connect them over the loopback."""
+    ranks = order.get("ranks", 1)
+    if ranks == 1:
+        return [start(order, {})]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    return [start(order, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)]
+
+
+def fork(order: dict[str, Any]) -> int:
+    """Run the order in children, killed after `kill_after_s` if it says so, and return the status farthest from 0."""
+    waiting, statuses = start_ranks(order), []
+    deadline = time.monotonic() + order.get("kill_after_s", 100)
+    while waiting:
+        for child in list(waiting):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                waiting.remove(child)
+                statuses.append(os.waitstatus_to_exitcode(status))
+        # A rank that was killed leaves others waiting, or failing, at the next reduction.
+        if waiting and (time.monotonic() > deadline or -signal.SIGKILL in statuses):
+            os.kill(waiting[0], signal.SIGKILL)
+        time.sleep(0.002)
+    return next((status for status in statuses if status == -signal.SIGKILL), max(statuses, key=abs))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,16 @@ def test_the_config_needs_no_library() -> None:
         (lambda: EmaConfig(decay=1.0), "Expected an ema.decay between 0 and 1, but got 1.0"),
         (lambda: TrainerConfig(epochs=0), "Expected trainer.epochs to be at least 1, but got 0"),
         (lambda: TrainerConfig(checkpoint_every_steps=0), "Expected trainer.checkpoint_every_steps to be at least 1"),
+        (lambda: TrainerConfig(skip_nonfinite=0), "Expected trainer.skip_nonfinite to be at least 1, but got 0"),
+        (
+            lambda: TrainerConfig(compile=True, float32_modules=("stem",)),
+            "Expected trainer.float32_modules without trainer.compile, but got both",
+        ),
+        (
+            lambda: TrainerConfig(sharding="fsdp", precision="fp16"),
+            "Expected trainer.sharding fsdp without trainer.compile and with precision no or bf16, but got .* fp16",
+        ),
+        (lambda: TrainerConfig(sharding="fsdp", compile=True), "but got precision no and compile True"),
         (lambda: TrainerConfig(clip_norm=0.0), "Expected a positive trainer.clip_norm, but got 0.0"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_metric_with_a_taken_name_is_refused(folder: RunFolder) -> None:
         def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
             return {**super().evaluate(model, device), "lr": 1.0}
 
-    with pytest.raises(InputError, match="names other than epoch, step, lr, train_loss, seconds, but got lr"):
+    with pytest.raises(InputError, match="names other than epoch, step, lr, train_loss, skipped, seconds, but got lr"):
         make_trainer(folder, task=Taken(Images())).fit()
 
 

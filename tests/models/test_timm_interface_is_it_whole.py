@@ -7,57 +7,73 @@ from typing import Any
 import pytest
 import timm
 import torch
+from support.families import FAMILIES, Family, images
 from support.random_statistics import randomise
+from timm.models import get_pretrained_cfg
 from timm.models._manipulate import group_parameters
-from torch import Tensor, nn
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from widefield import create_model, list_models
 from widefield._core.errors import InputError
-from widefield.checkpoints.replknet import to_published
-from widefield.models.replknet import RepLKNet
+from widefield.models import RepLKNet
 
-SMALL = ["replknet_nano", "replknet_tiny"]
-LARGE = ["replknet_small", "replknet_3b", "replknet_7b", "replknet_13b", "replknet_25b", "replknet_31b"]
-HUGE = ["replknet_31l", "replknet_xl"]
-REAL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+of_each_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
 
 
-def make(name: str = "replknet_nano", **options: Any) -> Any:
-    torch.manual_seed(0)
-    return timm.create_model(name, **options)
+def size_of(name: str) -> int:
+    return sum(parameter.numel() for parameter in timm.create_model(name, device="meta").parameters())
 
 
-def images(**options: Any) -> Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), **options)
+def affordable() -> list[Any]:
+    """Every variant whose training step fits a small machine, the larger ones in the nightly selection."""
+    sizes = {name: size_of(name) for name in list_models()}
+    return [
+        name if size < 12e6 else pytest.param(name, marks=pytest.mark.slow)
+        for name, size in sizes.items()
+        if size < 110e6
+    ]
 
 
 def test_the_lists_of_models_agree() -> None:
-    assert list_models() == [*SMALL, *LARGE, *HUGE]
+    prefixes = ("replknet_*", "slak_*", "pelk_*", "unireplknet_*", "convnext_lk_*", "mobilenetv2_lk*")
     assert list_models("*_31?") == ["replknet_31b", "replknet_31l"]
-    assert sorted(list_models()) == sorted(timm.list_models("replknet_*"))
+    assert sorted(list_models()) == sorted(name for prefix in prefixes for name in timm.list_models(prefix))
+    assert list(dict.fromkeys(name.partition("_")[0] for name in list_models())) == [
+        "replknet",
+        "slak",
+        "pelk",
+        "unireplknet",
+        "convnext",
+        "mobilenetv2",
+    ]
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", affordable())
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    model = make(name, num_classes=10).train()
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10).train()
     y = model(images())
     assert y.shape == (2, 10)
-    y.mean().backward()
+    y.square().mean().backward()
     missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert missing == []
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", list_models())
 @torch.no_grad()
 def test_a_model_on_the_meta_device_has_shapes_and_a_true_configuration(name: str) -> None:
-    model = make(name, device="meta")
+    model: Any = timm.create_model(name, device="meta")
     assert all(value.is_meta for value in model.state_dict().values())
+    with torch.device("meta"):
+        assert all(value.is_meta for value in timm.create_model(name).state_dict().values())
     config = model.pretrained_cfg
     size = config["input_size"][-1]
     x = torch.empty(1, *config["input_size"], device="meta")
     features = model.forward_features(x)
-    assert features.shape == (1, model.num_features, *config["pool_size"])
+    *_, last = model.forward_intermediates(x, intermediates_only=True)
+    assert last.shape == (1, model.feature_info[-1]["num_chs"], *config["pool_size"])
     assert config["pool_size"] == (size // 32, size // 32)
     assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
     assert model.forward_head(features).shape == (1, config["num_classes"])
@@ -65,39 +81,68 @@ def test_a_model_on_the_meta_device_has_shapes_and_a_true_configuration(name: st
     assert isinstance(parts[config["first_conv"]], nn.Conv2d)
     assert parts[config["classifier"]] is model.get_classifier()
     assert model.get_classifier().out_features == model.num_classes == config["num_classes"]
-    assert model.no_weight_decay() == set()
+    assert isinstance(model.no_weight_decay(), set)
     model.reset_classifier(0)
     assert model.forward_head(features).shape == (1, model.num_features)
     model.reset_classifier(0, "")
     assert model.forward_head(features).shape == features.shape
     model.reset_classifier(7, "avg")
     assert model.num_classes == 7
+    assert model.forward_head(features).shape == (1, 7)
 
 
-def test_other_inputs_and_outputs_are_arguments() -> None:
-    assert make(in_chans=1)(images()[:, :1]).shape == (2, 1000)
-    assert make(num_classes=0)(images()).shape == (2, 256)
-    assert make(num_classes=0, global_pool="")(images()).shape == (2, 256, 2, 2)
-    assert make(num_classes=3, global_pool="max")(images()).shape == (2, 3)
-    assert make(kernel_sizes=(3, 5, 7, 9), num_classes=2)(images()[..., :50]).shape == (2, 2)
+@of_each_family
+def test_the_skeleton_of_names_is_the_same(family: Family) -> None:
+    model = family.make(device="meta")
+    assert [name for name, _ in model.named_children()] == ["stem", "stages", "norm", "head"]
+    assert [[name for name, _ in stage.named_children()] for stage in model.stages] == [["downsample", "blocks"]] * 4
 
 
-def test_a_stage_with_a_kernel_no_larger_than_the_small_one_has_no_small_one() -> None:
-    model = make(kernel_sizes=(5, 7, 3, 13), small_kernel_size=5)
-    smalls = [stage.blocks[0].large_kernel.small is not None for stage in model.stages]
-    assert smalls == [False, True, False, True]
+@of_each_family
+def test_other_inputs_and_outputs_are_arguments(family: Family) -> None:
+    assert family.make(in_chans=1)(images()[:, :1]).shape == (2, 1000)
+    assert family.make(num_classes=0)(images()).shape == (2, family.features)
+    assert family.make(num_classes=0, global_pool="")(images()).shape == (2, family.features, 2, 2)
+    assert family.make(num_classes=3, global_pool="max")(images()).shape == (2, 3)
+    assert family.make(kernel_sizes=(3, 5, 7, 9), num_classes=2)(images()[..., :50]).shape == (2, 2)
 
 
-def test_drop_path_grows_from_the_first_pair_to_the_last() -> None:
-    model = make(drop_path_rate=0.3, drop_rate=0.1)
-    rates = [getattr(b.drop_path, "drop_prob", 0.0) for stage in model.stages for b in stage.blocks]
-    assert rates == pytest.approx([0.3 * pair / 5 for pair in range(6) for _ in range(2)])
-    assert model.head.drop.p == pytest.approx(0.1) if isinstance(model.head.drop, nn.Dropout) else model.head.drop_rate
+@of_each_family
+@pytest.mark.parametrize("size", [(1, 3, 384, 128), (1, 3, 50, 70), (2, 3, 97, 33)])
+@torch.no_grad()
+def test_any_size_of_image_gives_finite_logits(family: Family, size: tuple[int, ...]) -> None:
+    model = randomise(family.make())
+    assert bool(torch.isfinite(model(images(*size))).all())
 
 
-def test_an_unknown_keyword_is_refused() -> None:
+@of_each_family
+def test_one_image_is_trained_on(family: Family) -> None:
+    model = family.make(num_classes=4).train()
+    model(images(1, 3, 128, 64)).square().mean().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+@of_each_family
+def test_lists_of_different_length_are_refused(family: Family) -> None:
+    with pytest.raises(
+        InputError, match=r"Expected (one width, one depth|channels, depths, kernel sizes|4 kernel sizes)"
+    ):
+        family.make(kernel_sizes=(3, 3, 3))
+
+
+@of_each_family
+def test_drop_path_grows_from_the_first_block_to_the_last(family: Family) -> None:
+    model = family.make(drop_path_rate=0.3, drop_rate=0.1)
+    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.3)
+    assert model.head.drop.p == pytest.approx(0.1)
+
+
+@of_each_family
+def test_an_unknown_keyword_is_refused(family: Family) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'kernel_sises'"):
-        make(kernel_sises=(3, 3, 3, 3))
+        family.make(kernel_sises=(3, 3, 3, 3))
 
 
 def test_an_unknown_model_is_answered_with_the_nearest_names() -> None:
@@ -113,35 +158,66 @@ def test_a_source_with_a_scheme_is_left_to_timm(tmp_path: Any) -> None:
         create_model(f"local-dir:{tmp_path / 'absent'}")
 
 
-@pytest.mark.parametrize(("indices", "channels"), [(None, [32, 64, 128, 256]), ((1, 3), [64, 256]), ((0,), [32])])
-def test_features_come_at_strides_4_to_32(indices: tuple[int, ...] | None, channels: list[int]) -> None:
+@of_each_family
+@pytest.mark.parametrize("indices", [None, (1, 3), (0,)])
+def test_features_come_at_strides_4_to_32(family: Family, indices: tuple[int, ...] | None) -> None:
     options: dict[str, Any] = {} if indices is None else {"out_indices": indices}
-    model = make(features_only=True, **options).eval()
+    model = family.make(features_only=True, **options).eval()
     reductions = [4 * 2**index for index in (indices or range(4))]
+    channels = [family.channels[index] for index in (indices or range(4))]
     assert model.feature_info.channels() == channels
     assert model.feature_info.reduction() == reductions
     outputs = model(images())
     assert [tuple(y.shape) for y in outputs] == [
         (2, c, 64 // r, 64 // r) for c, r in zip(channels, reductions, strict=True)
     ]
-    whole = make().eval()
+    whole = family.make().eval()
     expected = whole.forward_intermediates(images(), indices=list(indices or range(4)), intermediates_only=True)
     for actual, stage in zip(outputs, expected, strict=True):
         torch.testing.assert_close(actual, stage, rtol=1e-4, atol=1e-5)
+    sum(y.mean() for y in model(images())).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_intermediates_are_the_stages_and_the_final_features() -> None:
-    model = randomise(make())
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.variant != "mobilenetv2_lk"], ids=str)
+def test_features_can_have_norms_of_their_own(family: Family) -> None:
+    model = family.make(features_only=True, feature_norms=True, out_indices=(1, 3)).train()
+    plain = family.make(features_only=True, out_indices=(1, 3)).train()
+    outputs, bare = model(images()), plain(images())
+    for y, x in zip(outputs, bare, strict=True):
+        assert y.shape == x.shape
+        assert not torch.allclose(y, x)
+    assert bool((outputs[1].mean((0, 2, 3) if "replknet_nano" in str(family) else 1).abs() < 1e-4).all())
+    sum(y.square().mean() for y in outputs).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@of_each_family
+@torch.no_grad()
+def test_a_symbolic_trace_gives_the_same_features(family: Family) -> None:
+    model = randomise(family.make())
+    traced = create_feature_extractor(model, ["stages.1", "stages.3"])
+    _, stages = model.forward_intermediates(images())
+    torch.testing.assert_close(list(traced(images()).values()), [stages[1], stages[3]])
+    graph = family.make(features_only=True, feature_cls="fx").eval()
+    assert [y.shape[1] for y in graph(images())] == list(family.channels)
+
+
+@of_each_family
+@torch.no_grad()
+def test_intermediates_are_the_stages_and_the_final_features(family: Family) -> None:
+    model = randomise(family.make())
     x = images()
     features, stages = model.forward_intermediates(x)
     torch.testing.assert_close(features, model.forward_features(x))
     assert len(stages) == 4
-    torch.testing.assert_close(model.norm(stages[-1]), features)
+    normed_last = model.norm(stages[-1])
+    torch.testing.assert_close(stages[-1] if model.norm_after_pool else normed_last, features)
     last = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
     assert len(last) == 1
-    torch.testing.assert_close(last[0], features)
+    torch.testing.assert_close(last[0], normed_last)
     normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
-    for actual, expected in zip(normed, [*stages[:3], features], strict=True):
+    for actual, expected in zip(normed, [*stages[:3], normed_last], strict=True):
         torch.testing.assert_close(actual, expected)
     early, some = model.forward_intermediates(x, indices=[0, 1], stop_early=True)
     torch.testing.assert_close(early, stages[1])
@@ -150,17 +226,20 @@ def test_intermediates_are_the_stages_and_the_final_features() -> None:
         model.forward_intermediates(x, output_fmt="NLC")
 
 
-def test_pruning_keeps_the_stages_that_are_asked_for() -> None:
-    model = randomise(make())
+@of_each_family
+@torch.no_grad()
+def test_pruning_keeps_the_stages_that_are_asked_for(family: Family) -> None:
+    model = randomise(family.make())
     x = images()
     _, stages = model.forward_intermediates(x)
     cut = copy.deepcopy(model)
     assert cut.prune_intermediate_layers([1]) == [1]
     assert len(cut.stages) == 2
-    assert cut.num_features == 64
+    assert cut.num_features == family.channels[1]
     torch.testing.assert_close(cut.forward_features(x), stages[1])
     torch.testing.assert_close(cut(x), stages[1])
-    assert set(group_parameters(cut, cut.group_matcher(), reverse=True).values()) <= set(range(4))
+    groups = set(group_parameters(cut, cut.group_matcher(), reverse=True).values())
+    assert groups == set(range(len(groups)))
     whole = copy.deepcopy(model)
     assert whole.prune_intermediate_layers(1, prune_head=False) == [3]
     torch.testing.assert_close(whole(x), model(x))
@@ -169,8 +248,24 @@ def test_pruning_keeps_the_stages_that_are_asked_for() -> None:
     torch.testing.assert_close(bare(x), stages[3])
 
 
-def test_checkpointing_gives_the_same_gradients_and_statistics() -> None:
-    plain, saved = make(num_classes=5), make(num_classes=5)
+@of_each_family
+def test_layers_for_learning_rate_decay_cover_every_parameter(family: Family) -> None:
+    model = family.make(device="meta")
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(layers) == {name for name, _ in model.named_parameters()}
+    first = {number for name, number in layers.items() if name.startswith("stem")}
+    last = {number for name, number in layers.items() if name.startswith("head")}
+    assert (first, last) == ({0}, {max(layers.values())})
+    for name, number in layers.items():
+        if name.startswith("stages."):
+            assert 0 < number < max(layers.values()), name
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert set(coarse.values()) == set(range(6))
+
+
+@of_each_family
+def test_checkpointing_gives_the_same_gradients_and_statistics(family: Family) -> None:
+    plain, saved = family.make(num_classes=5), family.make(num_classes=5)
     saved.set_grad_checkpointing()
     assert all(stage.grad_checkpointing for stage in saved.stages)
     for model in (plain, saved):
@@ -181,63 +276,25 @@ def test_checkpointing_gives_the_same_gradients_and_statistics() -> None:
     assert not any(stage.grad_checkpointing for stage in saved.stages)
 
 
-def published_layer(key: str) -> int:
-    """Layer of a published key: the stem, the first two stages with the transitions after them, pairs of the third."""
-    parts = key.split(".")
-    if parts[0] == "stem":
-        return 0
-    if parts[0] == "transitions":
-        return {0: 1, 1: 2, 2: 11}[int(parts[1])]
-    if parts[0] == "stages":
-        return {0: 1, 1: 2, 2: 3 + int(parts[3]) // 4, 3: 12}[int(parts[1])]
-    return 13
-
-
-def test_layers_for_learning_rate_decay_are_the_published_ones() -> None:
-    model = make("replknet_31b", device="meta")
-    layers = group_parameters(model, model.group_matcher(), reverse=True)
-    names = dict.fromkeys(dict(model.named_parameters()))
-    theirs = list(to_published(names))
-    expected = {ours: published_layer(key) for ours, key in zip(names, theirs, strict=True)}
-    assert layers == expected
-    assert set(layers.values()) == set(range(14))
-    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-    assert set(coarse.values()) == set(range(6))
-
-
-@pytest.mark.parametrize(("name", "count"), [("replknet_nano", 7), ("replknet_small", 12)])
-def test_shallower_variants_have_a_layer_for_every_two_pairs_of_the_third_stage(name: str, count: int) -> None:
-    model = make(name, device="meta")
-    assert set(group_parameters(model, model.group_matcher(), reverse=True).values()) == set(range(count))
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_published_weights_come_from_a_file_for_any_number_of_classes(suffix: str, tmp_path: Any) -> None:
-    from safetensors.torch import save_file
-
-    source = randomise(make())
-    path = tmp_path / f"published.{suffix}"
-    weights = to_published(source.state_dict())
-    (save_file if suffix == "safetensors" else torch.save)(weights, path)
-    overlay = {"file": str(path)}
-    same = make(pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    torch.testing.assert_close(same(images()), source(images()), rtol=0, atol=0)
-    other = make(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, in_chans=1).eval()
-    assert other.get_classifier().out_features == 7
-    kept, given = other.state_dict(), source.state_dict()
-    lost = [k for k in given if k not in ("head.fc.weight", "head.fc.bias", "stem.0.conv.weight")]
-    assert all(torch.equal(kept[key], given[key]) for key in lost)
-    torch.testing.assert_close(kept["stem.0.conv.weight"], given["stem.0.conv.weight"].sum(1, keepdim=True))
-
-
-def test_our_own_weights_come_from_a_file_too(tmp_path: Any) -> None:
-    source = randomise(make())
-    torch.save({"state_dict": source.state_dict()}, tmp_path / "ours.pth")
-    same = make(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "ours.pth")}).eval()
-    torch.testing.assert_close(same(images()), source(images()), rtol=0, atol=0)
-
-
-def test_training_follows_the_type_that_is_asked_for() -> None:
-    model = make(dtype=torch.float64, num_classes=2)
+@of_each_family
+def test_training_follows_the_type_that_is_asked_for(family: Family) -> None:
+    model = family.make(dtype=torch.float64, num_classes=2)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert model(images(dtype=torch.float64)).dtype == torch.float64
+
+
+@of_each_family
+def test_the_state_of_one_network_fits_another_of_its_kind(family: Family) -> None:
+    source, other = randomise(family.make()), family.make().eval()
+    other.load_state_dict(source.state_dict())
+    torch.testing.assert_close(other(images()), source(images()), rtol=0, atol=0)
+    assert copy.deepcopy(source).state_dict().keys() == source.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_default_configuration_has_what_tools_ask_for(name: str) -> None:
+    config = get_pretrained_cfg(name)
+    assert config is not None
+    assert isinstance(config.mean, tuple)
+    assert config.interpolation == "bicubic"
+    assert config.license

@@ -51,7 +51,9 @@ def compare(case: Case, map_: Pass, backend: str) -> None:
     else:
         baseline = (case.run(map_, "aten").double() - expected).abs().max().item()
         assert baseline <= 20 * eps * magnitude
-        assert error <= 2 * (baseline + eps * magnitude)
+        # PyTorch sums the input's gradient, which `transposed` is, in an order that loses twice as much.
+        terms = 2 if backend in ("transposed", "") else 1
+        assert error <= 2 * baseline + terms * eps * magnitude
 
 
 RUNS = [

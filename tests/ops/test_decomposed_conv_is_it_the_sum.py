@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from widefield._core.errors import InputError
-from widefield.ops import decomposed_conv, decomposed_conv2d, depthwise_conv2d
+from widefield.ops import decomposed_conv, decomposed_conv2d, depthwise_conv2d, use_backend
 
 
 def branches(channels: int = 3, long: int = 11, short: int = 5, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -49,6 +49,32 @@ def test_predictions_count_all_maps_only_where_gradients_are_wanted() -> None:
     x = torch.randn(1, 8, 28, 28)
     forward, training = (decomposed_conv._predicted(x, (5, 51), p) for p in (("forward",), ("forward", "grad_input")))
     assert 0 < forward < training < float("inf")
+
+
+def test_a_forced_backend_decides_by_its_own_times() -> None:
+    x = torch.randn(1, 8, 28, 28)
+    free = decomposed_conv._predicted(x, (49, 49), ("forward",))
+    with use_backend("aten"):
+        assert decomposed_conv._predicted(x, (49, 49), ("forward",)) > free
+
+
+def test_inference_meets_the_same_cross_again_until_a_branch_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    real = decomposed_conv.depthwise_conv2d
+    monkeypatch.setattr(decomposed_conv, "depthwise_conv2d", lambda x, w, *a: seen.append(w) or real(x, w, *a))
+    kernels = [k.detach().float() for k in branches()]
+    x = torch.randn(1, 3, 14, 9)
+    for _ in range(4):
+        decomposed_conv2d(x, *kernels, form="cross")
+    assert seen[2] is seen[3]
+    for changed in kernels:
+        changed.data[0, 0, 2, 2] += 1.0
+        y = decomposed_conv2d(x, *kernels, form="cross")
+        torch.testing.assert_close(y, decomposed_conv2d(x, *kernels, form="stripes"), rtol=1e-4, atol=1e-5)
+        assert seen.pop() is not seen[3]
+    kernels[0].requires_grad_()
+    decomposed_conv2d(x, *kernels, form="cross").sum().backward()
+    assert kernels[0].grad is not None
 
 
 def test_stripes_that_lie_the_other_way_are_refused() -> None:

@@ -123,6 +123,24 @@ def test_what_explain_calls_chosen_is_what_runs(
     assert not any(chosen == "reference" for _, chosen in runs)
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "size", "reasons"),
+    [
+        (31, 56, ["its code for 3,013,696 products of a plane would fill the memory"]),
+        (13, 28, []),
+        (7, 200, []),
+    ],
+)
+def test_a_correlation_that_is_written_out_tap_by_tap_is_bounded(
+    kernel_size: int, size: int, reasons: list[str]
+) -> None:
+    half = kernel_size // 2
+    problem = Problem(
+        batch=1, channels=8, height=size, width=size, kernel_size=(kernel_size,) * 2, padding=(half, half)
+    )
+    assert correlation.CorrelationBackend().refusals(problem, "grad_weight") == reasons
+
+
 def test_explain_lists_every_backend_for_every_map_with_its_standing() -> None:
     explanation = explain(1, 8, 56, 56, 3, device="cuda")
     assert len(explanation.candidates) == len(PASSES) * len(BACKENDS)

@@ -1,13 +1,17 @@
-"""The settings of the RepLKNet paper and code, as the specification lists them."""
+"""The settings of the papers and of the authors' code, as the specification lists them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
 from widefield import list_models
 from widefield._core.errors import InputError
-from widefield.recipes import RECIPES, recipe
+from widefield.recipes import GROUPS, RECIPES, recipe
 from widefield.tasks.classification import read_config
+from widefield.tasks.classification.card import make_classifier
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -21,16 +25,62 @@ def test_every_recipe_names_itself_documents_itself_and_survives_its_file(name: 
     assert read_config(path) == config
 
 
-# name: model, drop path, image size, batch, lr, weight decay, layer decay, epochs, warm-up, mixup, cutmix, EMA, min lr
-PUBLISHED = {
-    "replknet_31b_in1k_120ep": ("31b", 0.3, 224, 2048, 4e-3, 0.05, None, 120, 10, 0.8, 1.0, None, 1e-6),
-    "replknet_31b_in1k_300ep": ("31b", 0.5, 224, 2048, 4e-3, 0.05, None, 300, 10, 0.8, 1.0, 0.9999, 1e-6),
-    "replknet_31b_in1k_384_finetune": ("31b", 0.8, 384, 1024, 4e-4, 1e-8, 0.7, 30, 1, 0, 0, 0.9999, 1e-6),
-    "replknet_31b_in22k_90ep": ("31b", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, 0.8, 1.0, None, 1e-6),
-    "replknet_31l_in22k_90ep": ("31l", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, 0.8, 1.0, None, 1e-6),
-    "replknet_31b_in22k_to_in1k_224": ("31b", 0.2, 224, 512, 4e-4, 1e-8, 0.7, 30, 1, 0, 0, 0.9999, 3e-4),
-    "replknet_31b_in22k_to_in1k_384": ("31b", 0.3, 384, 512, 4e-4, 1e-8, 0.7, 30, 1, 0, 0, 0.9999, 3e-4),
-    "replknet_31l_in22k_to_in1k_384": ("31l", 0.3, 384, 512, 4e-4, 1e-8, 0.7, 30, 1, 0, 0, 0.9999, 3e-4),
+ONE_FOR_EACH_NETWORK = {
+    (model.name, model.kernel_sizes, model.options, model.head_init_scale): name
+    for name, model in ((name, recipe(name).model) for name in RECIPES)
+}
+
+
+@pytest.mark.parametrize("name", ONE_FOR_EACH_NETWORK.values())
+def test_every_network_can_be_made_as_its_recipe_says(name: str) -> None:
+    with torch.device("meta"):
+        make_classifier(recipe(name).model, 10)
+
+
+MIXED, PLAIN = (0.8, 1.0), (0.0, 0.0)
+
+# name: model, drop path, image size, batch, lr, weight decay, layer decay, epochs, warm-up, mixing, EMA, min lr
+PUBLISHED: dict[str, tuple[Any, ...]] = {
+    "replknet_31b_in1k_120ep": ("replknet_31b", 0.3, 224, 2048, 4e-3, 0.05, None, 120, 10, MIXED, None, 1e-6),
+    "replknet_31b_in1k_300ep": ("replknet_31b", 0.5, 224, 2048, 4e-3, 0.05, None, 300, 10, MIXED, 0.9999, 1e-6),
+    "replknet_31b_in1k_384_finetune": ("replknet_31b", 0.8, 384, 1024, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 1e-6),
+    "replknet_31b_in22k_90ep": ("replknet_31b", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
+    "replknet_31l_in22k_90ep": ("replknet_31l", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
+    "replknet_31b_in22k_to_in1k_224": ("replknet_31b", 0.2, 224, 512, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 3e-4),
+    "replknet_31b_in22k_to_in1k_384": ("replknet_31b", 0.3, 384, 512, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 3e-4),
+    "replknet_31l_in22k_to_in1k_384": ("replknet_31l", 0.3, 384, 512, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 3e-4),
+    "replknet_xl_megdata73m_15ep": ("replknet_xl", 0.2, 224, 2048, 4e-3, 0.05, None, 15, 1, PLAIN, None, 1e-6),
+    "replknet_xl_megdata73m_to_in1k_320": ("replknet_xl", 0.3, 320, 512, 4e-4, 1e-8, 0.4, 30, 1, PLAIN, 0.9999, 3e-4),
+    "slak_t_in1k_120ep": ("slak_t", 0.1, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
+    "slak_s_in1k_120ep": ("slak_s", 0.4, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
+    "slak_b_in1k_120ep": ("slak_b", 0.5, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
+    "slak_t_in1k_300ep": ("slak_t", 0.1, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, 0.9999, 1e-6),
+    "slak_s_in1k_300ep": ("slak_s", 0.4, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, 0.9999, 1e-6),
+    "slak_b_in1k_300ep": ("slak_b", 0.5, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, 0.9999, 1e-6),
+    "slak_b_in1k_384_finetune": ("slak_b", 0.8, 384, 512, 5e-5, 1e-8, 0.7, 30, 0, PLAIN, None, 1e-6),
+    "pelk_t_in1k_120ep": ("pelk_t", 0.1, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
+    "pelk_t_101_in1k_120ep": ("pelk_t_101", 0.1, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
+    "pelk_t_in1k_120ep_dense": ("pelk_t", 0.1, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
+    "pelk_t_in1k_300ep": ("pelk_t", 0.1, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, 0.9999, 1e-6),
+    "pelk_s_in1k_300ep": ("pelk_s", 0.4, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, 0.9999, 1e-6),
+    "pelk_b_in1k_300ep": ("pelk_b", 0.5, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, 0.9999, 1e-6),
+    "pelk_b_101_in1k_300ep": ("pelk_b_101", 0.5, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, 0.9999, 1e-6),
+    "pelk_b_in1k_384_finetune": ("pelk_b", 0.8, 384, 512, 5e-5, 1e-8, 0.7, 30, 0, PLAIN, None, 1e-6),
+    "pelk_b_101_in1k_384_finetune": ("pelk_b_101", 0.8, 384, 512, 5e-5, 1e-8, 0.7, 30, 0, PLAIN, None, 1e-6),
+    "unireplknet_a_in1k_300ep": ("unireplknet_a", 0, 224, 4096, 4e-3, 0.05, None, 300, 20, (0.3, 0.3), None, 1e-6),
+    "unireplknet_f_in1k_300ep": ("unireplknet_f", 0, 224, 4096, 4e-3, 0.05, None, 300, 20, (0.3, 0.3), None, 1e-6),
+    "unireplknet_p_in1k_300ep": ("unireplknet_p", 0.1, 224, 4096, 4e-3, 0.05, None, 300, 20, (0.3, 0.3), None, 1e-6),
+    "unireplknet_n_in1k_300ep": ("unireplknet_n", 0.1, 224, 4096, 4e-3, 0.05, None, 300, 20, (0.5, 0.5), None, 1e-6),
+    "unireplknet_t_in1k_300ep": ("unireplknet_t", 0.2, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, None, 1e-6),
+    "unireplknet_s_in1k_300ep": ("unireplknet_s", 0.4, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, None, 1e-6),
+    "unireplknet_s_in22k_90ep": ("unireplknet_s", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
+    "unireplknet_b_in22k_90ep": ("unireplknet_b", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
+    "unireplknet_l_in22k_90ep": ("unireplknet_l", 0.1, 192, 4096, 1e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
+    "unireplknet_xl_in22k_90ep": ("unireplknet_xl", 0.2, 192, 4096, 1e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
+    "unireplknet_s_in22k_to_in1k_384": ("unireplknet_s", 0.2, 384, 512, 5e-5, 1e-8, 0.8, 30, 0, PLAIN, None, 1e-6),
+    "unireplknet_b_in22k_to_in1k_384": ("unireplknet_b", 0.2, 384, 512, 5e-5, 1e-8, 0.8, 30, 0, PLAIN, None, 1e-6),
+    "unireplknet_l_in22k_to_in1k_384": ("unireplknet_l", 0.3, 384, 512, 5e-5, 1e-8, 0.8, 20, 0, PLAIN, 0.9999, 1e-6),
+    "unireplknet_xl_in22k_to_in1k_384": ("unireplknet_xl", 0.3, 384, 512, 5e-5, 1e-8, 0.8, 20, 0, PLAIN, 0.9999, 1e-6),
 }
 
 
@@ -38,17 +88,16 @@ PUBLISHED = {
 def test_published_settings(name: str) -> None:
     c = recipe(name)
     stated = (
-        c.model.name.removeprefix("replknet_"),
+        c.model.name,
         c.model.drop_path_rate,
         c.data.image_size,
-        c.data.batch_size,
+        c.update_batch,
         c.optimizer.lr,
         c.optimizer.weight_decay,
         c.optimizer.layer_decay,
         c.trainer.epochs,
         c.schedule.warmup_epochs,
-        c.augmentation.mixup,
-        c.augmentation.cutmix,
+        (c.augmentation.mixup, c.augmentation.cutmix),
         c.ema.decay,
         c.schedule.min_lr,
     )
@@ -56,12 +105,91 @@ def test_published_settings(name: str) -> None:
     assert c.optimizer.name == "adamw"
     assert c.schedule.name == "cosine"
     assert (c.augmentation.auto_augment, c.augmentation.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
-    assert c.augmentation.label_smoothing == 0.1
+    is_large_unireplknet = name in ("unireplknet_l_in22k_to_in1k_384", "unireplknet_xl_in22k_to_in1k_384")
+    assert c.augmentation.label_smoothing == (0.3 if is_large_unireplknet else 0.1)
     assert c.trainer.sync_batch_norm
 
 
+# name: kernel sizes, parallel kernel if any, shortcut (MobileNetV2's Tables 2 to 4)
+STUDIES: dict[str, tuple[tuple[int, ...], str, str]] = {
+    "mobilenetv2_in1k_k3": ((3, 3, 3, 3), "", "true"),
+    "mobilenetv2_in1k_k3_no_shortcut": ((3, 3, 3, 3), "", "false"),
+    "mobilenetv2_in1k_k13": ((13, 13, 13, 13), "", "true"),
+    "mobilenetv2_in1k_k13_no_shortcut": ((13, 13, 13, 13), "", "false"),
+    "mobilenetv2_in1k_k13_reparam": ((13, 13, 13, 13), "3", "true"),
+    "mobilenetv2_in1k_k9": ((9, 9, 9, 9), "", "true"),
+    "mobilenetv2_in1k_k9_reparam": ((9, 9, 9, 9), "3", "true"),
+    "mobilenetv2_in1k_last7": ((3, 3, 3, 7), "3", "true"),
+    "mobilenetv2_in1k_last9": ((3, 3, 3, 9), "3", "true"),
+    "mobilenetv2_in1k_last13": ((3, 3, 3, 13), "3", "true"),
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_published_studies_on_mobilenetv2(name: str) -> None:
+    c, (kernel_sizes, small, shortcut) = recipe(name), STUDIES[name]
+    assert c.model.name == "mobilenetv2_lk"
+    assert c.model.kernel_sizes == kernel_sizes
+    assert c.model.options[1:] == (f"shortcut={shortcut}",)
+    with torch.device("meta"):
+        model = make_classifier(c.model, 1000)
+    kernels = {tuple(p.shape[2:]) for name, p in model.named_parameters() if ".large." in name}
+    parallel = {tuple(p.shape[2:]) for name, p in model.named_parameters() if ".small." in name and p.ndim == 4}
+    assert max(kernels, default=(3, 3)) == (max(kernel_sizes),) * 2
+    assert parallel == ({(int(small),) * 2} if small else set())
+    # timm's "momentum" is SGD without Nesterov's look ahead.
+    assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.lr) == ("momentum", 0.9, 0.1)
+    assert (c.update_batch, c.trainer.epochs, c.schedule.warmup_epochs, c.schedule.name) == (256, 100, 5, "cosine")
+    a = c.augmentation
+    assert (a.auto_augment, a.color_jitter, a.random_erasing, a.mixup, a.cutmix) == (None, 0, 0, 0, 0)
+    assert (a.horizontal_flip, a.crop_scale) == (0.5, (0.08, 1.0))
+
+
 def test_all_published_recipes_are_checked() -> None:
-    assert set(PUBLISHED) == {name for name in RECIPES if name.startswith("replknet")}
+    ours = {function.__name__ for function in GROUPS["your own images, or none"]}
+    assert {*PUBLISHED, *STUDIES} == set(RECIPES) - ours
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith(("slak", "pelk"))])
+def test_slak_and_pelk_train_sparse_as_published(name: str) -> None:
+    sparsity = recipe(name).sparsity
+    if name == "pelk_t_in1k_120ep_dense":
+        assert sparsity is None
+        return
+    assert sparsity is not None
+    assert (sparsity.prune, sparsity.grow, sparsity.which) == ("magnitude", "random", "matrices")
+    if name.endswith("finetune"):
+        assert (sparsity.allocation, sparsity.update_every) == ("nonzero", None)
+        return
+    assert (sparsity.allocation, sparsity.snip_batches, sparsity.sparsity) == ("snip", 1, 0.4)
+    assert (sparsity.schedule, sparsity.min_prune_fraction) == ("cosine", 0.005)
+    is_tiny = "_t_" in name
+    assert (sparsity.update_every, sparsity.prune_fraction) == ((2000, 0.5) if is_tiny else (100, 0.3))
+
+
+def test_the_other_families_train_dense() -> None:
+    sparse = {name for name in RECIPES if recipe(name).sparsity is not None}
+    assert {name.split("_")[0] for name in sparse} == {"slak", "pelk"}
+
+
+def test_a_new_head_starts_small_where_that_was_published() -> None:
+    scaled = {name for name in RECIPES if recipe(name).model.head_init_scale != 1}
+    assert scaled == {name for name in RECIPES if "finetun" in name or "to_in1k" in name} - {
+        name for name in RECIPES if name.startswith("replknet")
+    }
+    assert {recipe(name).model.head_init_scale for name in scaled} == {0.001}
+
+
+def test_fine_tuning_starts_from_the_run_of_another_recipe_of_the_same_network() -> None:
+    for name in RECIPES:
+        weights = recipe(name).model.weights
+        if weights is not None:
+            assert recipe(weights.removeprefix("runs/")).model.name == recipe(name).model.name
+
+
+def test_the_extra_large_replknet_sees_images_normalised_by_halves() -> None:
+    for name in ("replknet_xl_megdata73m_15ep", "replknet_xl_megdata73m_to_in1k_320"):
+        assert (recipe(name).data.mean, recipe(name).data.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:

@@ -33,3 +33,12 @@ class MissingExtraError(WidefieldError, ImportError):
 
 class RunError(WidefieldError, RuntimeError):
     """A run had to stop for a reason outside its input (a full disk, a loss that is not finite)."""
+
+
+class RunInterruptedError(RunError):
+    """A signal asked the run to stop, and it did after writing a checkpoint.
+
+    It is raised by the trainer on every process. Nothing went wrong, so a command line should end with exit code 0:
+    schedulers requeue such a job without counting a failure, and the launcher does not tear down the other processes.
+    Whether the run itself is finished is told by its summary, not by the exit code.
+    """

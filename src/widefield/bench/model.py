@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -21,6 +21,7 @@ from widefield.bench.race import Contestant, race
 from widefield.bench.records import Record
 from widefield.bench.timers import Timer, timer_for
 from widefield.models import create_model, list_models
+from widefield.nn import DecomposedConv2d, DepthwiseConv2d, PeripheralConv2d
 from widefield.ops import use_backend
 from widefield.ops.depthwise_conv.problem import Layout, memory_format
 from widefield.reparam import merge
@@ -29,6 +30,12 @@ Mode = Literal["inference", "train_step"]
 
 OUTPUT_LIMITS = {torch.float32: 1e-3, torch.float16: WORST_LIMIT, torch.bfloat16: WORST_LIMIT}
 """Largest relative difference of logits between a network on our dispatcher and on PyTorch's convolution."""
+
+ATEN_NCHW = "aten_nchw"
+"""The backend "aten" on inputs made contiguous first: PyTorch's convolution as a network in NCHW has it."""
+
+SPATIAL = (DepthwiseConv2d, DecomposedConv2d, PeripheralConv2d)
+"""Layers that call the operators."""
 
 CLOSED = 1e-2
 """A residual branch whose scale starts below this is as good as absent."""
@@ -69,7 +76,8 @@ def bench_models(
     Args:
         name: The network: one of ours, or any of timm's.
         against: Others, timed in turns with it.
-        backends: Backends of depthwise convolution that `name` is timed on; "auto" leaves the choice to the dispatcher.
+        backends: Backends of depthwise convolution that `name` is timed on; "auto" leaves the choice to the dispatcher,
+            "aten_nchw" is `ATEN_NCHW`.
         settings: How they are run.
         budget_s: Seconds of timing for all together.
         timer: Takes the samples; the device's own if not given.
@@ -87,7 +95,7 @@ def bench_models(
         how.batch > 0 and how.image_size > 0, "positive sizes", f"{how.batch}, {how.image_size}", "give whole numbers"
     )
     for backend in backends:
-        if backend != AUTO:
+        if backend not in (AUTO, ATEN_NCHW):
             with use_backend(backend):
                 pass
     asked = [(name, backend) for backend in backends] if _is_ours(name) else [(name, "")]
@@ -168,8 +176,27 @@ def _open_residual_branches(model: nn.Module) -> None:
                 parameter.fill_(0.1)
 
 
-def _on(backend: str) -> AbstractContextManager[object]:
-    return nullcontext() if backend in ("", AUTO) else use_backend(backend)
+@contextmanager
+def _on(backend: str, module: nn.Module) -> Generator[None]:
+    if backend in ("", AUTO):
+        yield
+    elif backend != ATEN_NCHW:
+        with use_backend(backend):
+            yield
+    else:
+        layers = [layer for layer in module.modules() if isinstance(layer, SPATIAL)]
+        handles = [layer.register_forward_pre_hook(_made_contiguous) for layer in layers]
+        try:
+            with use_backend("aten"):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _made_contiguous(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *others = inputs
+    return x.contiguous(), *others
 
 
 def _checked(key: str, network: _Network, backend: str, how: ModelSettings) -> Result:
@@ -180,7 +207,7 @@ def _checked(key: str, network: _Network, backend: str, how: ModelSettings) -> R
     with torch.no_grad():
         with use_backend("aten"):
             expected = network.module(network.images[:1]).double()
-        with _on(backend):
+        with _on(backend, network.module):
             actual = network.module(network.images[:1]).double()
     error = float((actual - expected).norm() / expected.norm())
     if not math.isfinite(error):
@@ -194,7 +221,7 @@ def _call(network: _Network, backend: str, how: ModelSettings) -> Callable[[int]
         return _training_step(network, backend, how)
 
     def infer(index: int) -> Tensor:
-        with torch.no_grad(), _on(backend):
+        with torch.no_grad(), _on(backend, network.module):
             return network.timed(network.images)
 
     return infer
@@ -207,7 +234,7 @@ def _training_step(network: _Network, backend: str, how: ModelSettings) -> Calla
 
     def step(index: int) -> None:
         network.module.train()
-        with _on(backend), torch.autocast(how.device, how.dtype, enabled=is_half):
+        with _on(backend, network.module), torch.autocast(how.device, how.dtype, enabled=is_half):
             loss = F.cross_entropy(network.timed(network.images).float(), labels)
         loss.backward()
         optimizer.step()

@@ -69,6 +69,54 @@ def _filled(field: re.Match[str], values: Mapping[str, str | int]) -> str:
     return str(value + int(field["offset"] or 0)) if isinstance(value, int) else value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Renaming:
+    """What became of the keys of a state dict.
+
+    Attributes:
+        names: New name to old name, in the order of the state dict.
+        unmapped: Old names that no rule fits.
+        unused: Rules that fit no name.
+    """
+
+    names: dict[str, str]
+    unmapped: tuple[str, ...]
+    unused: tuple[Rule, ...]
+
+
+def translate(keys: Iterable[str], rules: Iterable[Rule], *, to_ours: bool, source: str) -> Renaming:
+    """Rename every key by the first rule that fits it, and say what was left over.
+
+    Args:
+        keys: Names of a state dict.
+        rules: Tried in order.
+        to_ours: From the published names to ours, or back.
+        source: What the state dict is said to be, for the message.
+
+    Raises:
+        InputError: If two keys get one name.
+    """
+    rules = tuple(rules)
+    names: dict[str, str] = {}
+    unmapped: list[str] = []
+    used: set[Rule] = set()
+    for key in keys:
+        found = next(((rule, name) for rule in rules if (name := rule.rename(key, to_ours=to_ours)) is not None), None)
+        if found is None:
+            unmapped.append(key)
+            continue
+        rule, other = found
+        check(
+            other not in names,
+            f"a state dict of {source} with one tensor for each name",
+            f"a second one for {other!r} ({key!r})",
+            "check how the file was written",
+        )
+        names[other] = key
+        used.add(rule)
+    return Renaming(names=names, unmapped=tuple(unmapped), unused=tuple(rule for rule in rules if rule not in used))
+
+
 def rename(state: Mapping[str, Value], rules: Iterable[Rule], *, to_ours: bool, source: str) -> dict[str, Value]:
     """Rename every key of a state dict by the first rule that fits it.
 
@@ -84,25 +132,12 @@ def rename(state: Mapping[str, Value], rules: Iterable[Rule], *, to_ours: bool, 
     Raises:
         InputError: If no rule fits a key, or two keys get one name.
     """
-    rules = tuple(rules)
-    renamed: dict[str, Value] = {}
-    unmapped: list[str] = []
-    for key, value in state.items():
-        other = next((name for rule in rules if (name := rule.rename(key, to_ours=to_ours)) is not None), None)
-        if other is None:
-            unmapped.append(key)
-            continue
-        check(
-            other not in renamed,
-            f"a state dict of {source} with one tensor for each name",
-            f"a second one for {other!r} ({key!r})",
-            "check how the file was written",
-        )
-        renamed[other] = value
+    renaming = translate(state, rules, to_ours=to_ours, source=source)
+    unmapped = renaming.unmapped
     check(
         not unmapped,
         f"a state dict of {source}",
         f"{len(unmapped)} keys that it does not have, the first {unmapped[0] if unmapped else ''!r}",
         "check which model the file belongs to",
     )
-    return renamed
+    return {new: state[old] for new, old in renaming.names.items()}

@@ -25,6 +25,8 @@ RULES = (
     Rule(f"{_BLOCK}.large_kernel.lkb_reparam.<rest>", f"{_BLOCK}.large_kernel.merged.<rest>"),
     Rule("transitions.<i>.<j>.conv.<rest>", "stages.<i+1>.downsample.<j>.conv.<rest>"),
     Rule("transitions.<i>.<j>.bn.<rest>", "stages.<i+1>.downsample.<j>.norm.<rest>"),
+    # With "norm_intermediate_features", as in the published XL configurations for segmentation and detection.
+    Rule("stages.<s>.norm.<rest>", "feature_norms.<s>.<rest>"),
     Rule("norm.<rest>", "norm.<rest>"),
     Rule("head.<rest>", "head.fc.<rest>"),
 )

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from widefield._core.checks import check, check_name
 from widefield._core.errors import RunError
+from widefield._core.memory import keep_freed_memory
 from widefield.bench import records
 from widefield.bench.cases import Layer
 from widefield.bench.entries import AUTO
@@ -215,6 +216,9 @@ def _model(words: Sequence[str]) -> None:
         is_merged=a.merged,
         is_compiled=a.compile,
     )
+    if a.train_step:
+        # As widefield train does.
+        keep_freed_memory()
     with console.status("timing") as status:
         record = bench_models(
             a.name,

@@ -13,14 +13,16 @@ from rich.text import Text
 
 from widefield.__about__ import __version__
 from widefield._core.checks import check_name
-from widefield._core.errors import InputError, MissingExtraError, WidefieldError
+from widefield._core.errors import InputError, MissingExtraError, RunInterruptedError, WidefieldError
 
 COMMANDS = {
     "train": "Train, merge and evaluate: widefield train [RECIPE] [--field value ...]",
     "evaluate": "Score a run or a checkpoint on a split",
     "predict": "Name the most probable classes of images",
     "merge": "Turn a checkpoint into its inference form, with a certificate",
+    "convert": "Turn a published checkpoint into ours, or back",
     "models": "List the models, or show one",
+    "sparsity": "Count what a sparsely trained network has left, layer by layer",
     "bench": "Time backends and networks: widefield bench op | sweep | model",
     "explain": "Say which backend runs a depthwise convolution, and why",
     "tune": "Measure this machine, so that the fastest backend is chosen on it",
@@ -48,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except (InputError, MissingExtraError) as error:
         return _told(error, errors, is_debugging, _WRONG_INPUT)
+    except RunInterruptedError as error:
+        # A scheduler asked for it and starts the job again: no failure.
+        errors.print(str(error), markup=False, soft_wrap=True)
+        return _DONE
     except WidefieldError as error:
         return _told(error, errors, is_debugging, _FAILED)
     except KeyboardInterrupt:

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed as dist
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from widefield._core.checks import check
+from widefield._core.errors import WidefieldError
 from widefield._core.memory import keep_freed_memory
 from widefield.cli.arguments import parse
 from widefield.cli.progress import RichReporter
+from widefield.cli.train_report import print_changes, print_estimate, print_plan, print_recipes
+from widefield.data import open_splits
+from widefield.engine import make_accelerator
 from widefield.engine.run_folder import is_main_rank
-from widefield.recipes import RECIPES, recipe
+from widefield.recipes import GROUPS, recipe
 from widefield.reparam import MergeReport
+from widefield.sparsity.config import SparsityConfig
 from widefield.tasks.classification import RunConfig, RunSummary, read_config, train
+from widefield.tasks.classification.estimate import estimate
+from widefield.tasks.classification.plan import plan_for_memory
+from widefield.tasks.classification.scaling import Change, scale_to_batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_REFUSED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +42,21 @@ class TrainArguments(RunConfig):
     """Train a network, merge it with a certificate, evaluate both forms, and write a run folder.
 
     With no recipe: the quick start. Recipes: widefield train --recipes.
+    A recipe without sparsity becomes sparse by any --sparsity option.
+    Several processes: torchrun --nproc-per-node 8 -m widefield train RECIPE ...
     """
+
+    sparsity: tyro.conf.AvoidSubcommands[SparsityConfig | None] = None
+    """Sparse training. Any --sparsity.FIELD turns it on in a dense recipe; --sparsity None turns it off."""
+
+    scale_to_batch: int | None = None
+    """Run the recipe with so many images behind each update: learning rates in proportion, epochs as they are."""
+
+    memory_limit: float | None = None
+    """Gigabytes of one process: measure which batch fits, with or without gradient checkpointing, and accumulate."""
+
+    dry_run: bool = False
+    """Show config, sizes, and memory and time from ten real steps; write nothing."""
 
     output: Path | None = None
     """Run folder, new or empty; runs/RECIPE-DATE-TIME if not given."""
@@ -40,27 +71,46 @@ class TrainArguments(RunConfig):
 def run(words: Sequence[str]) -> None:
     """Run the command."""
     if list(words) == ["--recipes"]:
-        _print_recipes()
+        print_recipes(Console(highlight=False), GROUPS)
         return
     name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("quickstart", words)
-    base = recipe(name)
-    early = {option: _value_of(words, option) for option in ("--config", "--resume")}
+    words = _with_values(list(words))
+    base, words = _with_sparsity(_base(name, words), words)
+    arguments = _parsed(base, words, name)
+    changes: tuple[Change, ...] = ()
+    batch_before = base.update_batch
+    if arguments.scale_to_batch is not None:
+        steps = arguments.trainer.accumulate_steps if _value_of(words, "--trainer.accumulate-steps") else None
+        base, changes = scale_to_batch(base, arguments.scale_to_batch, steps)
+        arguments = _parsed(base, words, name)
+        check(
+            arguments.update_batch == arguments.scale_to_batch,
+            f"--data.batch-size times --trainer.accumulate-steps to be --scale-to-batch {arguments.scale_to_batch}",
+            f"{arguments.data.batch_size} times {arguments.trainer.accumulate_steps}",
+            "leave --data.batch-size out",
+        )
     check(
-        not (early["--config"] and early["--resume"]),
-        "one of --config and --resume",
+        arguments.resume is None or (arguments.memory_limit is None and not arguments.dry_run),
+        "--resume without --memory-limit and --dry-run",
         "both",
-        "--resume reads the config in the run folder by itself",
+        "a run is taken up with the settings that it began with",
     )
-    if early["--config"]:
-        base = read_config(Path(early["--config"]))
-    elif early["--resume"]:
-        base = read_config(Path(early["--resume"]) / "config.yaml")
-    default = TrainArguments(**{field.name: getattr(base, field.name) for field in fields(RunConfig)})
-    arguments = parse(TrainArguments, words, command=f"train {name}", default=default)
     config = RunConfig(**{field.name: getattr(arguments, field.name) for field in fields(RunConfig)})
-    path = arguments.resume or arguments.output or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-
     console = Console(highlight=False, quiet=not is_main_rank())
+    if changes:
+        print_changes(console, changes, batch_before, base.update_batch)
+    if arguments.memory_limit is not None or arguments.dry_run:
+        accelerator = make_accelerator(config.trainer)
+        if arguments.memory_limit is not None:
+            config = _within_memory(config, arguments.memory_limit, accelerator, console)
+        if arguments.dry_run:
+            _print_dry_run(config, accelerator, console)
+            return
+    _train(config, arguments, console)
+
+
+def _train(config: RunConfig, arguments: TrainArguments, console: Console) -> None:
+    path = arguments.resume or arguments.output or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     console.print(f"[bold]{config.recipe}[/]: {config.model.name} on {config.data.root}, run folder {path}")
     reporter = RichReporter(console)
     keep_freed_memory()
@@ -72,6 +122,57 @@ def run(words: Sequence[str]) -> None:
         _print_result(console, path, *result)
 
 
+def _parsed(base: RunConfig, words: Sequence[str], name: str) -> TrainArguments:
+    default = TrainArguments(**{field.name: getattr(base, field.name) for field in fields(RunConfig)})
+    return parse(TrainArguments, words, command=f"train {name}", default=default)
+
+
+def _base(name: str, words: Sequence[str]) -> RunConfig:
+    """Return what the options change: a recipe, or the config of an earlier run."""
+    base = recipe(name)
+    early = {option: _value_of(words, option) for option in ("--config", "--resume")}
+    check(
+        not (early["--config"] and early["--resume"]),
+        "one of --config and --resume",
+        "both",
+        "--resume reads the config in the run folder by itself",
+    )
+    if early["--config"]:
+        return read_config(Path(early["--config"]))
+    if early["--resume"]:
+        return read_config(Path(early["--resume"]) / "config.yaml")
+    return base
+
+
+def _with_values(words: list[str]) -> list[str]:
+    """Return the words with the value of ``--dry-run``, which alone may be left out."""
+    spelled: list[str] = []
+    for index, word in enumerate(words):
+        spelled.append(word)
+        if word == "--dry-run" and words[index + 1 : index + 2] not in (["True"], ["False"]):
+            spelled.append("True")
+    return spelled
+
+
+def _with_sparsity(base: RunConfig, words: list[str]) -> tuple[RunConfig, list[str]]:
+    """Return what the options change with sparsity on or off as they say, and the words without ``--sparsity``."""
+    switch = _value_of(words, "--sparsity")
+    if switch is not None or "--sparsity" in words:
+        check(
+            switch in ("None", "none"),
+            "--sparsity None, which turns it off",
+            f"--sparsity {switch or ''}".strip(),
+            "use --sparsity.sparsity 0.4 for a share, and --sparsity.FIELD for the rest",
+        )
+        index = next(index for index, word in enumerate(words) if word.split("=")[0] == "--sparsity")
+        words = words[:index] + words[index + (1 if "=" in words[index] else 2) :]
+        return replace(base, sparsity=None), words
+    # The help shows them too, with the values that they have once one of them is given.
+    if base.sparsity is None and any(word.startswith("--sparsity.") or word in ("-h", "--help") for word in words):
+        base = replace(base, sparsity=SparsityConfig())
+    return base, words
+
+
 def _value_of(words: Sequence[str], option: str) -> str | None:
     for index, word in enumerate(words):
         if word == option and index + 1 < len(words):
@@ -81,12 +182,41 @@ def _value_of(words: Sequence[str], option: str) -> str | None:
     return None
 
 
-def _print_recipes() -> None:
-    console = Console(highlight=False)
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    for name, function in RECIPES.items():
-        table.add_row(f"[bold]{name}[/]", (function.__doc__ or "").strip().splitlines()[0])
-    console.print(table)
+def _within_memory(config: RunConfig, limit: float, accelerator: Accelerator, console: Console) -> RunConfig:
+    """Return the run with the plan that the main process measures for all."""
+    limit_bytes, world_size = round(limit * 1e9), accelerator.num_processes
+    chosen = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
+    failure: WidefieldError | None = None
+    if accelerator.is_main_process:
+        try:
+            classes = len(open_splits(config.data).train.classes)
+            plan = plan_for_memory(config, limit_bytes, classes, device=str(accelerator.device), world_size=world_size)
+        except WidefieldError as error:
+            failure = error
+        else:
+            print_plan(console, plan, config.update_batch)
+            chosen[:] = torch.tensor([plan.micro_batch, plan.accumulate_steps, plan.grad_checkpointing])
+    if world_size > 1:
+        dist.broadcast(chosen, 0)
+    if failure is not None:
+        raise failure
+    micro_batch, accumulate_steps, checkpoints = chosen.tolist()
+    if micro_batch == 0:
+        # The main process tells why.
+        raise SystemExit(_REFUSED)
+    return replace(
+        config,
+        data=replace(config.data, batch_size=micro_batch * world_size),
+        trainer=replace(config.trainer, accumulate_steps=accumulate_steps),
+        model=replace(config.model, grad_checkpointing=bool(checkpoints)),
+    )
+
+
+def _print_dry_run(config: RunConfig, accelerator: Accelerator, console: Console) -> None:
+    if accelerator.is_main_process:
+        device = str(accelerator.device)
+        print_estimate(console, config, estimate(config, device=device, world_size=accelerator.num_processes), device)
+    accelerator.wait_for_everyone()
 
 
 def _print_result(console: Console, path: Path, summary: RunSummary, report: MergeReport) -> None:

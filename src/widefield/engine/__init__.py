@@ -1,5 +1,7 @@
 """The training engine: task-agnostic, exact, resumable."""
 
+from widefield.engine.activation_monitor import ActivationMonitor as ActivationMonitor
+from widefield.engine.activation_monitor import ActivationMonitorConfig as ActivationMonitorConfig
 from widefield.engine.checkpointing import latest_checkpoint as latest_checkpoint
 from widefield.engine.checkpointing import read_checkpoint as read_checkpoint
 from widefield.engine.checkpointing import save_checkpoint as save_checkpoint
@@ -12,14 +14,19 @@ from widefield.engine.devices import make_accelerator as make_accelerator
 from widefield.engine.devices import move_batch as move_batch
 from widefield.engine.devices import seed_everything as seed_everything
 from widefield.engine.ema import ModelEma as ModelEma
+from widefield.engine.fit_result import FitResult as FitResult
+from widefield.engine.float32_modules import compute_in_float32 as compute_in_float32
+from widefield.engine.interruption import RunInterruptedError as RunInterruptedError
+from widefield.engine.module_selection import select_modules as select_modules
 from widefield.engine.optim import make_optimizer as make_optimizer
 from widefield.engine.optim import make_scheduler as make_scheduler
+from widefield.engine.protocol import Extension as Extension
 from widefield.engine.protocol import Loader as Loader
+from widefield.engine.protocol import RunContext as RunContext
 from widefield.engine.protocol import Task as Task
 from widefield.engine.reporter import LogReporter as LogReporter
 from widefield.engine.reporter import Reporter as Reporter
 from widefield.engine.run_folder import RunFolder as RunFolder
 from widefield.engine.sync_batch_norm import SyncBatchNorm2d as SyncBatchNorm2d
 from widefield.engine.sync_batch_norm import convert_sync_batch_norm as convert_sync_batch_norm
-from widefield.engine.trainer import FitResult as FitResult
 from widefield.engine.trainer import Trainer as Trainer

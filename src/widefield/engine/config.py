@@ -37,6 +37,9 @@ class OptimizerConfig:
     layer_decay: float | None = None
     """Factor of the learning rate from each layer to the one below, by the model's `group_matcher()`; None is off."""
 
+    layer_decay_by: Literal["layer", "stage"] = "layer"
+    """What that counts: layers as the model groups them for it, or whole stages."""
+
     def __post_init__(self) -> None:
         check(self.lr > 0, "a positive learning rate", f"{self.lr:g}", "set optimizer.lr above 0")
         _check_at_least("optimizer.weight_decay", self.weight_decay, 0)
@@ -101,6 +104,20 @@ class TrainerConfig:
     clip_norm: float | None = None
     """Largest norm of the whole gradient; None leaves it as it is."""
 
+    skip_nonfinite: int | None = None
+    """Leave out steps whose loss or gradient is not finite, and stop at this many in a row; None stops at the first.
+
+    The learning rate goes on; weights, averages and BatchNorm statistics stay as they were. `steps.csv` and
+    `metrics.csv` count them as `skipped`. With fp16 the steps by which loss scaling finds its factor count too: allow
+    20 or more."""
+
+    float32_modules: tuple[str, ...] = ()
+    """Modules that compute in float32 under autocast, by name; a star stands for anything between two dots."""
+
+    sharding: Literal["none", "fsdp"] = "none"
+    """Keep a copy of parameters and optimizer state in every process, or spread them with FSDP2; both leave the same
+    checkpoints. Without effect in one process."""
+
     compile: bool = False
     """Run the training steps through `torch.compile`; validation stays eager."""
 
@@ -133,6 +150,20 @@ class TrainerConfig:
             _check_at_least(f"trainer.{name}", getattr(self, name), 1)
         if self.checkpoint_every_steps is not None:
             _check_at_least("trainer.checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        if self.skip_nonfinite is not None:
+            _check_at_least("trainer.skip_nonfinite", self.skip_nonfinite, 1)
+        check(
+            not (self.compile and self.float32_modules),
+            "trainer.float32_modules without trainer.compile",
+            "both",
+            "turn one of them off",
+        )
+        check(
+            self.sharding == "none" or (self.precision != "fp16" and not self.compile),
+            "trainer.sharding fsdp without trainer.compile and with precision no or bf16",
+            f"precision {self.precision} and compile {self.compile}",
+            "change them, or use trainer.sharding none",
+        )
         check(
             self.clip_norm is None or self.clip_norm > 0,
             "a positive trainer.clip_norm",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from widefield.engine.model_state import unique_state
+from widefield.engine.sharding import local
 
 if TYPE_CHECKING:
     from widefield.engine.config import EmaConfig
@@ -48,8 +49,8 @@ class ModelEma:
         averages, values = [], []
         for average, value in zip(unique_state(self.module).values(), unique_state(model).values(), strict=True):
             if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
+                averages.append(local(average))
+                values.append(local(value))
             else:
                 average.copy_(value)
         torch._foreach_lerp_(averages, values, weight)

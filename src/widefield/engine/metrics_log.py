@@ -15,7 +15,7 @@ from widefield.engine.run_folder import RunFolder
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_STEP_COLUMNS = "step,loss,lr"
+_STEP_COLUMNS = ("step", "loss", "lr")
 
 
 def _metrics_text(history: Sequence[Mapping[str, float]]) -> str:
@@ -39,6 +39,7 @@ class MetricsLog:
         last_step: Step of the checkpoint that the run goes on from, 0 in a new run.
         tensorboard: Write TensorBoard events.
         wandb: Log to Weights & Biases.
+        counts_skipped: Give `steps.csv` a column for the steps that were skipped.
 
     Raises:
         MissingExtraError: If Weights & Biases is asked for and not installed.
@@ -52,8 +53,10 @@ class MetricsLog:
         *,
         tensorboard: bool,
         wandb: bool,
+        counts_skipped: bool = False,
     ) -> None:
         self._folder = folder
+        self._columns = (*_STEP_COLUMNS, "skipped") if counts_skipped else _STEP_COLUMNS
         self._wandb: Any = self._start_wandb() if wandb else None
         if history:
             write_text_atomically(folder.metrics, _metrics_text(history))
@@ -67,17 +70,19 @@ class MetricsLog:
 
             self._events = SummaryWriter(str(folder.tensorboard), purge_step=last_step + 1 if last_step else None)
 
-    def log_step(self, step: int, loss: float, lr: float) -> None:
+    def log_step(self, step: int, loss: float, lr: float, skipped: int = 0) -> None:
         """Append a row to `steps.csv`.
 
         Args:
             step: Optimizer updates done.
             loss: Mean training loss since the last row.
             lr: Learning rate of the update.
+            skipped: Steps skipped since the last row, for the column of them.
         """
-        self._steps.write(f"{step},{loss!r},{lr!r}\n")
+        scalars = {"loss": loss, "lr": lr, "skipped": skipped}
+        self._steps.write(",".join([str(step), *(repr(scalars[name]) for name in self._columns[1:])]) + "\n")
         self._steps.flush()
-        self._send({"train/loss": loss, "train/lr": lr}, step)
+        self._send({f"train/{name}": scalars[name] for name in self._columns[1:]}, step)
 
     def log_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write `metrics.csv`.
@@ -112,10 +117,13 @@ class MetricsLog:
             self._wandb.log(dict(scalars), step=step)
 
     def _steps_until(self, last_step: int) -> str:
-        kept = [_STEP_COLUMNS]
+        kept = [",".join(self._columns)]
         if last_step and self._folder.steps.is_file():
             lines = self._folder.steps.read_text(encoding="utf-8").split("\n")[1:-1]
-            kept += [line for line in lines if int(line.split(",")[0]) <= last_step]
+            width = len(self._columns)
+            # An earlier process may have counted skipped steps where this one does not, or the other way.
+            rows = [(line.split(",") + [""] * width)[:width] for line in lines]
+            kept += [",".join(row) for row in rows if int(row[0]) <= last_step]
         return "\n".join(kept) + "\n"
 
     def _start_wandb(self) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from widefield._core.checks import check
+from widefield.engine.sharding import is_sharded, laid_out_like, local
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,4 +85,5 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"{tuple(tensors[name].shape)}",
             "use the model that the weights were saved from",
         )
-        value.copy_(tensors[name])
+        tensor = tensors[name]
+        local(value).copy_(local(laid_out_like(tensor, value)) if is_sharded(value) else tensor)

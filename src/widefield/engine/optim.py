@@ -38,9 +38,27 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         return param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=no_decay)
     # timm's layer-wise groups exempt one-dimensional parameters only, not biases of shape (C, 1, 1).
     no_decay |= {glob.escape(name) for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"}
+    grouped: Any = model if config.layer_decay_by == "layer" else _ByStage(model)
     return param_groups_layer_decay(
-        model, config.weight_decay, no_weight_decay_list=no_decay, layer_decay=config.layer_decay
+        grouped, config.weight_decay, no_weight_decay_list=no_decay, layer_decay=config.layer_decay
     )
+
+
+class _ByStage:
+    """A model as timm's grouping looks at it, with one layer for each stage."""
+
+    def __init__(self, model: Any) -> None:
+        check(
+            hasattr(model, "group_matcher"),
+            "a model with group_matcher() for a decay by stages",
+            type(model).__name__,
+            "use --optimizer.layer-decay-by layer",
+        )
+        self._model = model
+        self.named_parameters = model.named_parameters
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        return self._model.group_matcher(coarse=True)
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

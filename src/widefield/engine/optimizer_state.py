@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from widefield._core.checks import check
 from widefield._core.errors import InputError
+from widefield.engine.sharding import laid_out_like
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor], like: Tensor | None) -> A
     if kind == "tensor":
         tensor = tensors[content]
         if like is not None and like.shape == tensor.shape:
-            return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+            return laid_out_like(tensor, like)
         return tensor.clone()
     if kind == "dict":
         return {name: _decode(part, tensors, like) for name, part in content.items()}

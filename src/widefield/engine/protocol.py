@@ -1,7 +1,8 @@
-"""What the trainer asks of the data and of the problem that is learned."""
+"""What the trainer asks of the data, of the problem that is learned, and of extensions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -53,4 +54,73 @@ class Task(Protocol):
             model: The model in evaluation mode.
             device: Where it lies and where batches belong.
         """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What an extension is told of the run that it takes part in."""
+
+    model: nn.Module
+    """The module that is trained, without wrappers; with `trainer.sharding` "fsdp" its parameters are `DTensor`s."""
+
+    optimizer: torch.optim.Optimizer
+    """Its optimizer, without accelerate's wrapper."""
+
+    ema: nn.Module | None
+    """The averaged module, with the same names as `model`, if there is one."""
+
+    steps_per_epoch: int
+    """Optimizer updates in an epoch."""
+
+    epochs: int
+    """Epochs of the run."""
+
+    rank: int
+    """Index of this process."""
+
+    world_size: int
+    """Number of processes."""
+
+    is_compiled: bool
+    """Whether the steps go through `torch.compile`, which sees no hooks that are added to modules later."""
+
+
+class Extension(Protocol):
+    """Something that takes part in a run, and has a part in its checkpoints."""
+
+    name: str
+    """Where its state lies in a checkpoint: a word without slashes, of its own within the run."""
+
+    is_required: bool
+    """Whether a run cannot be resumed exactly without its state."""
+
+    def started(self, context: RunContext) -> None:
+        """Begin, before the first step; in a resumed run before model and optimizer are set to the checkpoint."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Follow an optimizer update and the update of the average; the gradients of the step are still there.
+
+        Steps that are skipped because they are not finite are not told.
+
+        Args:
+            step: Its number, from 1.
+        """
+        ...
+
+    def state_dict(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """Return tensors and a JSON value for a checkpoint; called on all ranks, and the first one's are kept."""
+        ...
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave, on the CPU; called after model, optimizer and average were restored."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return what the row of the epoch that ends should hold; called on all ranks, equal on all."""
+        ...
+
+    def closed(self) -> None:
+        """End, after the run or its failure, if `started` returned."""
         ...

@@ -9,6 +9,7 @@ from widefield._core.checks import check
 from widefield.engine.model_state import load_state, unique_state
 from widefield.engine.optimizer_state import flatten_optimizer_state, restore_optimizer_state
 from widefield.engine.random_state import rng_state
+from widefield.engine.sharding import is_sharded, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from widefield.engine.ema import ModelEma
+    from widefield.engine.extensions import Extensions
     from widefield.engine.loss_record import LossRecord
+    from widefield.engine.skipped_steps import SkippedSteps
 
 
 @dataclass(kw_only=True)
@@ -33,6 +36,9 @@ class Progress:
 
     step: int = 0
     """Optimizer updates done."""
+
+    lr: float = 0.0
+    """Learning rate of the last of them."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     """Rows of `metrics.csv`."""
@@ -66,6 +72,12 @@ class Snapshot:
     losses: LossRecord
     """The training loss, read up to the current step."""
 
+    skipped: SkippedSteps | None
+    """Counts of the steps that were skipped, if there may be any."""
+
+    extensions: Extensions
+    """What else takes part in the run."""
+
     accelerator: Accelerator
     """Gives the scale of fp16 losses, and gathers the random state of the ranks."""
 
@@ -80,6 +92,10 @@ class Snapshot:
         if self.ema is not None:
             tensors |= {f"ema/{name}": tensor for name, tensor in unique_state(self.ema.module).items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors.items()}
+        extension_tensors, extension_states = self.extensions.take()
+        tensors |= extension_tensors
+        # A sharded run leaves the files that an unsharded one would leave; off the device, it may not fit there whole.
+        tensors = {name: whole(tensor).cpu() if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
         for name, tensor in rng_state().items():
             local = tensor.to(self.accelerator.device).unsqueeze(0)
             gathered: Any = self.accelerator.gather(local)
@@ -92,6 +108,8 @@ class Snapshot:
             "losses": self.losses.state(),
             "optimizer": optimizer_state,
             "scaler": None if scaler is None else scaler.state_dict(),
+            "skipped": {} if self.skipped is None else self.skipped.state(),
+            "extensions": extension_states,
         }
         return tensors, state
 
@@ -106,7 +124,7 @@ class Snapshot:
             Where the run stands, and the random state of this rank.
 
         Raises:
-            InputError: If the checkpoint is of another model, optimizer, number of processes or average.
+            InputError: If the checkpoint is of another model, optimizer, number of processes, average or extensions.
         """
         check(state.get("format") == 1, "a checkpoint of format 1", f"{state.get('format')}", "update widefield")
         ranks = self.accelerator.num_processes
@@ -131,7 +149,10 @@ class Snapshot:
             load_state(self.ema.module, parts["ema"])
         restore_optimizer_state(self.optimizer, self.model, parts.get("optimizer", {}), state["optimizer"])
         self.losses.restore(state["losses"])
+        if self.skipped is not None:
+            self.skipped.restore(state.get("skipped", {}))
+        self.extensions.restore(parts, state.get("extensions", {}))
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        progress = Progress(**{name: state[name] for name in vars(Progress())})
+        progress = Progress(**{name: state[name] for name in vars(Progress()) if name in state})
         return progress, parts[f"rank{self.accelerator.process_index}"]

@@ -13,18 +13,19 @@ from torch import nn
 from widefield._core.checks import check
 from widefield.engine.checkpointing import latest_checkpoint
 from widefield.engine.devices import make_accelerator
+from widefield.engine.fit_result import FitResult
 from widefield.engine.optim import make_optimizer
 from widefield.engine.reporter import LogReporter, Reporter
-from widefield.engine.training_run import FitResult as FitResult
 from widefield.engine.training_run import TrainingRun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
 
     from widefield.engine.config import EmaConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
-    from widefield.engine.protocol import Loader, Task
+    from widefield.engine.protocol import Extension, Loader, Task
     from widefield.engine.run_folder import RunFolder
 
 
@@ -45,6 +46,7 @@ class Trainer:
         ema: Average of the weights.
         reporter: Told of progress on the main process; `LogReporter` if None.
         accelerator: Made from `trainer` if None.
+        extensions: Take part in the run and in its checkpoints.
 
     Raises:
         InputError: If a setting cannot work.
@@ -63,6 +65,7 @@ class Trainer:
         ema: EmaConfig,
         reporter: Reporter | None = None,
         accelerator: Accelerator | None = None,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         check(len(loader) > 0, "a loader with batches", "an empty one", "add data or make the batch smaller")
         self.accelerator = make_accelerator(trainer) if accelerator is None else accelerator
@@ -74,6 +77,7 @@ class Trainer:
         )
         self.model, self.task, self.loader, self.folder = model, task, loader, folder
         self.config, self.schedule, self.ema = trainer, schedule, ema
+        self.extensions = tuple(extensions)
         self.reporter: Reporter = LogReporter() if reporter is None else reporter
         model.to(self.accelerator.device)
         if trainer.channels_last:
@@ -85,7 +89,8 @@ class Trainer:
         """Train to the last epoch.
 
         Afterwards the model holds the weights of the last update, its BatchNorm layers are plain again, and no wrapper
-        of accelerate, DDP or `torch.compile` is left on it.
+        of accelerate, DDP or `torch.compile` is left on it. A sharded run that fails leaves those of its last
+        validation. Signal handlers are installed for the time of this call, if it is made in the main thread.
 
         Args:
             resume: Go on from the newest intact checkpoint in the folder, or begin if there is none.
@@ -96,6 +101,9 @@ class Trainer:
         Raises:
             InputError: If the folder holds a run and `resume` is false, or a checkpoint that does not fit.
             RunError: If the loss is not finite or the disk refuses a write.
+            RunInterruptedError: If SIGTERM or SIGUSR1 came: a checkpoint is written first. The step at hand is
+                finished; a validation is given up if there is one process, else it is finished too. Several processes
+                have agreed within about 10 s and a step.
         """
         check(
             resume or not self.accelerator.is_main_process or not self._has_run(),

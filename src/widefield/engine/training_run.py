@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +23,22 @@ from widefield.engine.checkpointing import (
     save_checkpoint,
     write_weights,
 )
-from widefield.engine.devices import move_batch, seed_everything
+from widefield.engine.devices import seed_everything
 from widefield.engine.ema import ModelEma
+from widefield.engine.extensions import Extensions
+from widefield.engine.fit_result import FitResult
+from widefield.engine.float32_modules import compute_in_float32
+from widefield.engine.gradient_step import GradientStep
+from widefield.engine.interruption import StopSignals
 from widefield.engine.loss_record import LossRecord
 from widefield.engine.metrics_log import MetricsLog
-from widefield.engine.model_state import full_state, unique_state
+from widefield.engine.model_state import full_state, load_state, unique_state
+from widefield.engine.module_selection import select_modules
 from widefield.engine.optim import make_scheduler
-from widefield.engine.random_state import restore_rng_state
+from widefield.engine.protocol import RunContext
+from widefield.engine.random_state import restore_rng_state, rng_state
+from widefield.engine.sharding import move_optimizer, shard, whole, without_sync
+from widefield.engine.skipped_steps import SkippedSteps
 from widefield.engine.snapshot import Progress, Snapshot
 from widefield.engine.sync_batch_norm import convert_sync_batch_norm
 
@@ -37,34 +48,12 @@ if TYPE_CHECKING:
 
     from widefield.engine.trainer import Trainer
 
-_RESERVED = ("epoch", "step", "lr", "train_loss", "seconds")
+_RESERVED = ("epoch", "step", "lr", "train_loss", "skipped", "seconds")
 _WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """What a run has reached."""
-
-    best_epoch: int
-    """Epoch with the highest monitored metric, from 1; of equal ones the latest, which was trained longer."""
-
-    best: dict[str, float]
-    """Validation metrics of that epoch."""
-
-    last: dict[str, float]
-    """Validation metrics of the last epoch."""
-
-    history: list[dict[str, float]]
-    """Rows of `metrics.csv`, one per epoch."""
-
-    seconds: float
-    """Time spent, over all processes that the run was resumed in."""
-
-    best_weights: dict[str, Tensor]
-    """State dict of the best epoch on the CPU: the averaged weights if the average is on."""
-
-    steps: int
-    """Optimizer updates done."""
+class _ValidationStoppedError(Exception):
+    """The model was called after a signal had come."""
 
 
 class TrainingRun:
@@ -77,38 +66,60 @@ class TrainingRun:
 
     def __init__(self, trainer: Trainer, stack: ExitStack) -> None:
         self._trainer, self._config = trainer, trainer.config
-        self._accelerator, self._model, self._task = trainer.accelerator, trainer.model, trainer.task
-        seed_everything(self._config.seed, self._accelerator.process_index)
-        if self._config.sync_batch_norm and self._accelerator.num_processes > 1:
+        self._accelerator, self._task = trainer.accelerator, trainer.task
+        accelerator, config = self._accelerator, self._config
+        seed_everything(config.seed, accelerator.process_index)
+        self._signals = StopSignals(stack, accelerator)
+        for handle in compute_in_float32(select_modules(trainer.model, config.float32_modules).values()):
+            stack.callback(handle.remove)
+        # A sharded run trains a copy, so that the model itself can be validated and given back as it came.
+        self._is_sharded = config.sharding == "fsdp" and accelerator.num_processes > 1
+        self._model = copy.deepcopy(trainer.model) if self._is_sharded else trainer.model
+        if config.sync_batch_norm and accelerator.num_processes > 1:
             stack.callback(convert_sync_batch_norm(self._model).restore)
         self._ema = None if trainer.ema.decay is None else ModelEma(self._model, trainer.ema)
-        self._scheduler = make_scheduler(
-            trainer.optimizer, trainer.schedule, self._config.epochs, trainer.steps_per_epoch
-        )
+        if self._is_sharded:
+            for module in (self._model, *(() if self._ema is None else (self._ema.module,))):
+                shard(module, accelerator.device, accelerator.num_processes)
+            move_optimizer(trainer.optimizer, trainer.model, self._model)
+            stack.callback(move_optimizer, trainer.optimizer, self._model, trainer.model)
+        self._scheduler = make_scheduler(trainer.optimizer, trainer.schedule, config.epochs, trainer.steps_per_epoch)
         stack.callback(self._unwrap, {name: vars(self._model)[name] for name in _WRAPPED if name in vars(self._model)})
-        self._wrapped: Any = self._accelerator.prepare_model(self._model)
-        self._called: Any = torch.compile(self._wrapped) if self._config.compile else self._wrapped
+        wrapped: Any = accelerator.prepare_model(self._model, evaluation_mode=self._is_sharded)
         # accelerate's wrapper scales fp16 losses; otherwise it only searches the import path at every step.
-        self._optimizer: torch.optim.Optimizer = (
+        optimizer: torch.optim.Optimizer = (
             trainer.optimizer
-            if self._accelerator.scaler is None
-            else self._accelerator.prepare_optimizer(trainer.optimizer, device_placement=False)
+            if accelerator.scaler is None
+            else accelerator.prepare_optimizer(trainer.optimizer, device_placement=False)
         )
-        self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        limit = config.skip_nonfinite
+        self._skipped = None if limit is None else SkippedSteps(limit, self._model, accelerator)
+        self._gradients = GradientStep(
+            task=trainer.task,
+            called=torch.compile(wrapped) if config.compile else wrapped,
+            model=self._model,
+            optimizer=optimizer,
+            accelerator=accelerator,
+            config=config,
+            without_sync=functools.partial(without_sync if self._is_sharded else accelerator.no_sync, wrapped),
+            skipped=self._skipped,
+        )
         self._losses = LossRecord()
+        self._extensions = Extensions(trainer.extensions)
         self._snapshot = Snapshot(
             model=self._model,
             optimizer=trainer.optimizer,
             ema=self._ema,
             losses=self._losses,
-            accelerator=self._accelerator,
+            skipped=self._skipped,
+            extensions=self._extensions,
+            accelerator=accelerator,
         )
         self._progress = Progress()
         self._rng: dict[str, Tensor] | None = None
         self._log: MetricsLog | None = None
-        self._reporter = trainer.reporter if self._accelerator.is_main_process else None
+        self._reporter = trainer.reporter if accelerator.is_main_process else None
         self._stack = stack
-        self._last_lr = 0.0
         self._started = self._epoch_started = time.perf_counter()
 
     def _unwrap(self, before: Mapping[str, Any]) -> None:
@@ -120,6 +131,7 @@ class TrainingRun:
 
     def go(self, checkpoint: Path | None) -> FitResult:
         """Train from `checkpoint`, or from the start."""
+        self._extensions.started(self._context(), self._stack)
         if checkpoint is not None:
             self._progress, self._rng = self._snapshot.restore(*read_checkpoint(checkpoint))
             self._scheduler.step_update(self._progress.step)
@@ -132,6 +144,7 @@ class TrainingRun:
                     progress.step,
                     tensorboard=self._config.tensorboard,
                     wandb=self._config.wandb,
+                    counts_skipped=self._skipped is not None,
                 )
             self._stack.callback(self._log.close)
         if self._reporter is not None:
@@ -143,14 +156,33 @@ class TrainingRun:
             self._reporter.run_done()
         return self._result()
 
+    def _context(self) -> RunContext:
+        return RunContext(
+            model=self._model,
+            optimizer=self._trainer.optimizer,
+            ema=None if self._ema is None else self._ema.module,
+            steps_per_epoch=self._trainer.steps_per_epoch,
+            epochs=self._config.epochs,
+            rank=self._accelerator.process_index,
+            world_size=self._accelerator.num_processes,
+            is_compiled=self._config.compile,
+        )
+
     def _train_epoch(self) -> None:
         progress, every = self._progress, self._config.checkpoint_every_steps
         self._model.train()
+        if self._rng is not None and progress.batch == len(self._trainer.loader):
+            # Stopped between the last step of an epoch and its validation: there is no batch to restore it at.
+            restore_rng_state(self._rng)
+            self._rng = None
         batches = self._batches()
         try:
             while progress.batch < len(self._trainer.loader):
                 self._step(batches)
                 ends = progress.batch == len(self._trainer.loader)
+                if self._signals.is_agreed(progress.step, at_once=ends):
+                    self._save()
+                    raise self._signals.outcome(progress.step)
                 if every is not None and progress.step % every == 0 and not ends:
                     self._save()
         finally:
@@ -186,41 +218,33 @@ class TrainingRun:
                 close()
 
     def _step(self, batches: Iterator[Any]) -> None:
-        progress, config, accelerator = self._progress, self._config, self._accelerator
+        progress, config = self._progress, self._config
         size = min(config.accumulate_steps, len(self._trainer.loader) - progress.batch)
-        loss: Tensor | None = None
-        for index in range(size):
-            batch = move_batch(next(batches), accelerator.device, config.channels_last)
-            with nullcontext() if index == size - 1 else accelerator.no_sync(self._wrapped):
-                part = self._task.loss(self._called, batch)
-                if size > 1:
-                    part = part / size
-                accelerator.backward(part)
-            part = part.detach()
-            loss = part if loss is None else loss + part
-        assert loss is not None
-        if config.clip_norm is not None:
-            accelerator.clip_grad_norm_(self._parameters, config.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        progress.lr = lr = float(max(group["lr"] for group in self._trainer.optimizer.param_groups))
+        loss, is_skipped = self._gradients.run(batches, size, progress.step + 1, lr)
         progress.step += 1
         progress.batch += size
-        self._last_lr = lr = float(max(group["lr"] for group in self._trainer.optimizer.param_groups))
-        self._losses.add(progress.step, lr, size, loss)
-        if self._ema is not None:
-            self._ema.update(self._model, progress.step)
+        if not is_skipped:
+            self._losses.add(progress.step, lr, size, loss)
+            if self._ema is not None:
+                self._ema.update(self._model, progress.step)
+            self._extensions.after_step(progress.step)
+        self._gradients.clear()
         self._scheduler.step_update(progress.step)
         last = progress.step == config.epochs * self._trainer.steps_per_epoch
         if progress.step % config.log_every_steps == 0 or last:
-            self._losses.read(accelerator)
+            self._losses.read(self._accelerator)
             self._report_step(lr)
 
     def _report_step(self, lr: float) -> None:
         mean = self._losses.take_interval()
+        skipped = 0 if self._skipped is None else self._skipped.take_interval()
+        if mean is None and skipped:
+            mean = math.nan
         if mean is None or self._log is None:
             return
         with self._disk(self._trainer.folder.steps):
-            self._log.log_step(self._progress.step, mean, lr)
+            self._log.log_step(self._progress.step, mean, lr, skipped)
         if self._reporter is not None:
             self._reporter.step_done(self._progress.epoch + 1, self._progress.step, mean, lr)
 
@@ -228,13 +252,16 @@ class TrainingRun:
         progress = self._progress
         self._losses.read(self._accelerator)
         metrics = self._evaluate()
+        skipped = {} if self._skipped is None else {"skipped": self._skipped.take_epoch()}
         now = time.perf_counter()
         row = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
-            "lr": self._last_lr,
+            "lr": progress.lr,
             "train_loss": self._losses.take_epoch(),
+            **skipped,
             **metrics,
+            **self._extensions.metrics({*_RESERVED, *metrics}),
             "seconds": progress.epoch_seconds + now - self._epoch_started,
         }
         progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -253,20 +280,43 @@ class TrainingRun:
         self._save()
         if self._reporter is not None:
             self._reporter.epoch_done(progress.epoch, row, is_best)
+        if self._signals.is_agreed(progress.step, at_once=True):
+            raise self._signals.outcome(progress.step)
+
+    @property
+    def _followed(self) -> nn.Module:
+        return self._model if self._ema is None else self._ema.module
 
     @property
     def _evaluated(self) -> nn.Module:
-        return self._model if self._ema is None else self._ema.module
+        return self._trainer.model if self._is_sharded else self._followed
+
+    def _gather(self, source: nn.Module) -> None:
+        if self._is_sharded:
+            load_state(self._trainer.model, {name: whole(value) for name, value in unique_state(source).items()})
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
+        self._gather(self._followed)
         if self._accelerator.num_processes > 1:
             # Without synchronised BatchNorm the ranks' statistics differ, and the first rank's are the ones saved.
             for buffer in self._evaluated.buffers():
                 dist.broadcast(buffer, 0)
         self._evaluated.eval()
-        with self._accelerator.autocast():
-            metrics = self._task.evaluate(self._evaluated, self._accelerator.device)
+        before = rng_state()
+        # Only one process can stop here by itself: others would wait for it within the task.
+        alone = self._accelerator.num_processes == 1
+        handle = self._evaluated.register_forward_pre_hook(self._stop_validation) if alone else None
+        try:
+            with self._accelerator.autocast():
+                metrics = self._task.evaluate(self._evaluated, self._accelerator.device)
+        except _ValidationStoppedError:
+            restore_rng_state(before)
+            self._save()
+            raise self._signals.outcome(self._progress.step) from None
+        finally:
+            if handle is not None:
+                handle.remove()
         values = {name: float(value) for name, value in metrics.items()}
         check_name(self._task.monitor, values, "validation metric to monitor")
         taken = sorted(values.keys() & set(_RESERVED))
@@ -277,6 +327,10 @@ class TrainingRun:
             "rename them in the task",
         )
         return values
+
+    def _stop_validation(self, *_: Any) -> None:
+        if self._signals.is_asked:
+            raise _ValidationStoppedError
 
     def _is_best(self, score: float) -> bool:
         best_epoch = self._progress.best_epoch
@@ -310,7 +364,9 @@ class TrainingRun:
         progress = self._progress
         assert progress.best_epoch is not None
         assert progress.best_step is not None
-        self._model.eval()
+        model = self._trainer.model
+        self._gather(self._model)
+        model.eval()
         path = best_weights_path(self._trainer.folder.checkpoints, progress.best_step)
         check(path.is_file(), "the best weights of the run", f"no file {path}", "restore it from a copy, or run again")
         metrics = [
@@ -323,6 +379,6 @@ class TrainingRun:
             last=metrics[1],
             history=progress.history,
             seconds=progress.seconds + time.perf_counter() - self._started,
-            best_weights=full_state(self._model, load_file(path)),
+            best_weights=full_state(model, load_file(path)),
             steps=progress.step,
         )

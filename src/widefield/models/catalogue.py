@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Any
+from typing import Any, cast
 
 import timm
 from torch import nn
 
 from widefield._core.checks import check_name
-from widefield.models import replknet
+from widefield.models import convnext_lk, mobilenetv2_lk, pelk, replknet, slak, unireplknet
 
-FAMILIES = (replknet,)
+FAMILIES = (replknet, slak, pelk, unireplknet, convnext_lk, mobilenetv2_lk)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -25,7 +25,8 @@ def create_model(name: str, **model_kwargs: Any) -> nn.Module:
     Args:
         name: For instance "replknet_31b", or "convnext_tiny", or a source
             with a scheme, such as "hf-hub:timm/convnext_tiny.fb_in1k".
-        **model_kwargs: Passed on to timm; what neither timm nor the model knows is refused there.
+        **model_kwargs: Passed on to timm; what neither timm nor the model knows is refused there. Where one is None for
+            a model of ours, it is None there too; `timm.create_model` would put the variant's own value in its place.
 
     Returns:
         The model, in training mode.
@@ -33,7 +34,11 @@ def create_model(name: str, **model_kwargs: Any) -> nn.Module:
     Raises:
         InputError: If neither we nor timm have a model of that name; the nearest names are given.
     """
-    base = name.split(".")[0]
+    base, _, tag = name.partition(".")
     if ":" not in name and not timm.is_model(base):
         check_name(base, [*list_models(), *timm.list_models()], "model")
+    if base in list_models() and None in model_kwargs.values():
+        pretrained = bool(model_kwargs.pop("pretrained", False))
+        source = {"pretrained_cfg": tag} if tag else {}
+        return cast("nn.Module", timm.model_entrypoint(base)(pretrained=pretrained, **{**source, **model_kwargs}))
     return timm.create_model(name, **model_kwargs)

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from widefield.checkpoints import replknet as checkpoint
-from widefield.models._backbone import HierarchicalBackbone, Stage
+from widefield.models._backbone import HierarchicalBackbone, Stage, check_stages, drop_path_rates
+from widefield.models._entry_points import build, configurations
 from widefield.nn import ConvNorm2d, ReparamConv2d
 from widefield.reparam import check_evaluation_mode, fold_before
 
@@ -147,11 +147,16 @@ class RepLKNet(HierarchicalBackbone):
         drop_path_rate: Drop-path probability of the last pair; it grows linearly from 0 at the first.
         zero_init_residual: Whether the last norm of every residual branch starts with weight 0, so that each block
             starts as the identity (Goyal et al., 2017, section 5.1). The published networks start with weight 1.
+        feature_norms: Whether each stage's output has a BatchNorm of its own where it is a feature for a segmentation
+            or detection head, as in the published XL configurations ("norm_intermediate_features").
         device: Where to put the parameters ("meta" makes none).
         dtype: Their type.
 
     Shape:
         (N, in_chans, H, W) -> (N, num_classes); stages at H / 4, H / 8, H / 16, H / 32.
+
+    Raises:
+        InputError: If the lists differ in length, or as `ReparamConv2d`.
     """
 
     def __init__(
@@ -168,18 +173,18 @@ class RepLKNet(HierarchicalBackbone):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         zero_init_residual: bool = False,
+        feature_norms: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        total = sum(depths)
-        rates = [drop_path_rate * index / max(total - 1, 1) for index in range(total)]
+        check_stages(channels, depths, kernel_sizes)
+        rates = drop_path_rates(drop_path_rate, depths)
         stages: list[Stage] = []
-        for index, (width, depth, kernel_size) in enumerate(zip(channels, depths, kernel_sizes, strict=True)):
-            start = sum(depths[:index])
+        for index, (width, kernel_size) in enumerate(zip(channels, kernel_sizes, strict=True)):
             small = small_kernel_size if small_kernel_size is not None and small_kernel_size < kernel_size else None
             blocks: list[nn.Module] = []
-            for rate in rates[start : start + depth]:
+            for rate in rates[index]:
                 hidden = int(width * hidden_ratio)
                 blocks.append(RepLKBlock(width, hidden, kernel_size, small, rate, **factory))
                 blocks.append(ConvFFN(width, int(width * ffn_ratio), rate, **factory))
@@ -189,6 +194,7 @@ class RepLKNet(HierarchicalBackbone):
             stem=_stem(in_chans, channels[0], factory),
             stages=stages,
             norm=nn.BatchNorm2d(channels[-1], **factory),
+            feature_norms=[nn.BatchNorm2d(width, **factory) for width in channels] if feature_norms else None,
             channels=channels,
             num_classes=num_classes,
             global_pool=global_pool,
@@ -273,103 +279,68 @@ VARIANTS = {
 }
 
 
-def _cfg(**changes: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.0.conv",
-        "classifier": "head.fc",
-        "license": "mit",
-        **changes,
-    }
+default_cfgs = generate_default_cfgs(configurations(VARIANTS, "stem.0.conv"))
 
 
-_HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-
-default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.untrained": _cfg(**(_HALVES | {"input_size": (3, 320, 320), "pool_size": (10, 10)}))
-        if name == "replknet_xl"
-        else _cfg()
-        for name in VARIANTS
-    }
-)
-
-
-# timm's entry points take any keyword; they all end in the constructor, which refuses what it does not know.
-def _create(name: str, pretrained: bool, **kwargs: Any) -> RepLKNet:
-    variant = VARIANTS[name]
-    return build_model_with_cfg(
-        RepLKNet,
-        name,
-        pretrained,
-        pretrained_filter_fn=lambda state, model: checkpoint.to_widefield(state),
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **{**vars(variant), **kwargs},
-    )
+def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> RepLKNet:
+    return build(RepLKNet, VARIANTS, name, pretrained, settings)
 
 
 @register_model
 def replknet_nano(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-nano, ours: 1.7M parameters, K = 13 in every stage."""
-    return _create("replknet_nano", pretrained, **kwargs)
+    return _create("replknet_nano", pretrained, kwargs)
 
 
 @register_model
 def replknet_tiny(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-tiny, ours: 15M parameters, K = 31, 29, 27, 13."""
-    return _create("replknet_tiny", pretrained, **kwargs)
+    return _create("replknet_tiny", pretrained, kwargs)
 
 
 @register_model
 def replknet_small(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-small, ours: 40M parameters, K = 31, 29, 27, 13."""
-    return _create("replknet_small", pretrained, **kwargs)
+    return _create("replknet_small", pretrained, kwargs)
 
 
 @register_model
 def replknet_3b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-3: the published small-kernel control, K = 3."""
-    return _create("replknet_3b", pretrained, **kwargs)
+    return _create("replknet_3b", pretrained, kwargs)
 
 
 @register_model
 def replknet_7b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-7: K = 7."""
-    return _create("replknet_7b", pretrained, **kwargs)
+    return _create("replknet_7b", pretrained, kwargs)
 
 
 @register_model
 def replknet_13b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-13: K = 13."""
-    return _create("replknet_13b", pretrained, **kwargs)
+    return _create("replknet_13b", pretrained, kwargs)
 
 
 @register_model
 def replknet_25b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-25: K = 25, 25, 25, 13."""
-    return _create("replknet_25b", pretrained, **kwargs)
+    return _create("replknet_25b", pretrained, kwargs)
 
 
 @register_model
 def replknet_31b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-31B: K = 31, 29, 27, 13 (Table 6: 79M parameters, 15.3 GMACs, 83.5 % on ImageNet-1K)."""
-    return _create("replknet_31b", pretrained, **kwargs)
+    return _create("replknet_31b", pretrained, kwargs)
 
 
 @register_model
 def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-31L: 1.5 times as wide."""
-    return _create("replknet_31l", pretrained, **kwargs)
+    return _create("replknet_31l", pretrained, kwargs)
 
 
 @register_model
 def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-XL: twice as wide, K = 27, 27, 27, 13, no parallel small kernel, 1.5 times wider large-kernel layers."""
-    return _create("replknet_xl", pretrained, **kwargs)
+    return _create("replknet_xl", pretrained, kwargs)

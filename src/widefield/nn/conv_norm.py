@@ -15,8 +15,9 @@ class ConvNorm2d(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: K; odd.
+        kernel_size: K, or (K_h, K_w); odd.
         stride: Step in pixels.
+        dilation: Distance between taps in pixels.
         depthwise: One kernel for each channel (then both channel counts are equal) instead of a dense convolution.
         activation: Class of the activation, or none.
         device: Where to put the parameters.
@@ -32,26 +33,35 @@ class ConvNorm2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 1,
+        kernel_size: int | tuple[int, int] = 1,
         *,
         stride: int = 1,
+        dilation: int = 1,
         depthwise: bool = False,
         activation: type[nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         if depthwise:
             self.conv = DepthwiseConv2d(
-                out_channels, kernel_size, stride=stride, bias=False, device=device, dtype=dtype
+                out_channels,
+                kernel,
+                stride=stride,
+                dilation=dilation,
+                bias=False,
+                device=device,
+                dtype=dtype,
             )
         else:
             self.conv = nn.Conv2d(
                 in_channels,
                 out_channels,
-                kernel_size,
+                kernel,
                 stride=stride,
-                padding=kernel_size // 2,
+                padding=(dilation * (kernel[0] // 2), dilation * (kernel[1] // 2)),
+                dilation=dilation,
                 bias=False,
                 device=device,
                 dtype=dtype,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from widefield._core.checks import check, check_name
 from widefield.ops.backends import PASSES, Pass
 from widefield.ops.depthwise_conv.api import depthwise_conv2d
+from widefield.ops.depthwise_conv.autograd import is_seen
 from widefield.ops.depthwise_conv.clip import clip
-from widefield.ops.depthwise_conv.order import machine, predictions
+from widefield.ops.depthwise_conv.order import Machine, machine, predictions
 from widefield.ops.depthwise_conv.problem import Problem, layout_of
+from widefield.ops.dispatch import forced_backend
+from widefield.ops.weight_cache import derived, fingerprint
 
 Form = Literal["auto", "stripes", "cross"]
 FORMS = ("auto", "stripes", "cross")
@@ -40,7 +44,7 @@ def decomposed_conv2d(
         small: Optional kernels (C, 1, n', n'), n' at most M.
         bias: Optional (C,).
         form: "stripes", "cross", or "auto" for the one predicted to be faster on a CPU; on a GPU the stripes, whose
-            kernels skip the cross's empty corners.
+            kernels skip the cross's empty corners, and likewise in a compiled graph.
 
     Returns:
         (N, C, H, W), "same" padding. Gradients of any order flow to every operand.
@@ -56,7 +60,7 @@ def decomposed_conv2d(
     if form == "auto":
         form = "cross" if _is_cross_faster(x, branches) else "stripes"
     if form == "cross":
-        return depthwise_conv2d(x, cross_kernel(tall, wide, small), bias)
+        return depthwise_conv2d(x, _known_cross(tall, wide, small), bias)
     y = depthwise_conv2d(x, tall, bias)
     for kernel in branches[1:]:
         y = y + depthwise_conv2d(x, kernel)
@@ -83,6 +87,16 @@ def cross_kernel(tall: Tensor, wide: Tensor, small: Tensor | None = None) -> Ten
     return total
 
 
+def _known_cross(tall: Tensor, wide: Tensor, small: Tensor | None) -> Tensor:
+    """Return the cross-shaped kernel, in inference the same tensor again, so that its spectra are kept too."""
+    branches = [tall, wide] if small is None else [tall, wide, small]
+    is_training = torch.is_grad_enabled() and any(kernel.requires_grad for kernel in branches)
+    if is_training or is_seen(tall) or tall.device.type != "cpu":
+        return cross_kernel(tall, wide, small)
+    key = ("cross", *(fingerprint(kernel) for kernel in branches[1:]))
+    return derived(tall, key, lambda: cross_kernel(tall, wide, small))
+
+
 def _embedded(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = ((n - k) // 2 for n, k in zip(size, kernel.shape[2:], strict=True))
     return F.pad(kernel, (columns, columns, rows, rows))
@@ -104,10 +118,11 @@ def _check_stripes(tall: Tensor, wide: Tensor, small: Tensor | None) -> None:
 
 
 def _is_cross_faster(x: Tensor, kernels: list[Tensor]) -> bool:
-    if x.dim() != 4 or x.device.type != "cpu":
+    # A compiled graph holds one form for whatever sizes come, and keeps no kernel.
+    if x.dim() != 4 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     size = max(k.shape[2] for k in kernels), max(k.shape[3] for k in kernels)
-    wants_gradient = x.requires_grad or any(kernel.requires_grad for kernel in kernels)
+    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *kernels))
     passes: tuple[Pass, ...] = PASSES if wants_gradient else ("forward",)
     stripes = sum(_predicted(x, (int(k.shape[2]), int(k.shape[3])), passes) for k in kernels)
     return _predicted(x, (int(size[0]), int(size[1])), passes) < stripes
@@ -115,16 +130,20 @@ def _is_cross_faster(x: Tensor, kernels: list[Tensor]) -> bool:
 
 def _predicted(x: Tensor, kernel: tuple[int, int], passes: tuple[Pass, ...]) -> float:
     batch, channels, height, width = (max(int(n), 1) for n in x.shape)
-    problem, _ = clip(
-        Problem(
-            batch=batch,
-            channels=channels,
-            height=height,
-            width=width,
-            kernel_size=kernel,
-            padding=(kernel[0] // 2, kernel[1] // 2),
-            dtype=x.dtype,
-            layout=layout_of(x),
-        )
+    problem = Problem(
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        kernel_size=kernel,
+        padding=(kernel[0] // 2, kernel[1] // 2),
+        dtype=x.dtype,
+        layout=layout_of(x),
     )
-    return math.fsum(min(predictions(problem, pass_, machine()).values()) for pass_ in passes)
+    return sum(_predicted_ms(problem, pass_, forced_backend(), machine()) for pass_ in passes)
+
+
+@lru_cache(maxsize=4096)
+def _predicted_ms(problem: Problem, pass_: Pass, forced: str, here: Machine) -> float:
+    times = predictions(clip(problem)[0], pass_, here)
+    return times.get(forced, min(times.values()))

@@ -19,6 +19,8 @@ class _Entry:
     version: tuple[int, int]
     sums: tuple[float, ...] = ()
     forms: dict[Hashable, Tensor | None] = field(default_factory=dict[Hashable, Tensor | None])
+    is_derived: bool = False
+    """Whether the kernel is such a form itself, which nobody writes to."""
 
 
 _entries = cast("MutableMapping[Tensor, _Entry]", WeakIdKeyDictionary())
@@ -68,14 +70,20 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
             entry.forms.pop(next(iter(entry.forms)))
         entry.forms[full_key] = None
         return None
-    sums = _sums(base)
+    sums = entry.sums if entry.is_derived else _sums(base)
     if sums != entry.sums:
         entry.forms = dict.fromkeys(entry.forms)
         entry.sums = sums
     form = entry.forms[full_key]
     if form is None:
         form = entry.forms[full_key] = make()
+        _entries[form] = _Entry((form._version, form.data_ptr()), is_derived=True)
     return form
+
+
+def fingerprint(weight: Tensor) -> Hashable:
+    """Return what changes with the values of a kernel: part of a key for what is derived from several kernels."""
+    return weight._version, weight.data_ptr(), tuple(weight.shape), _sums(weight)
 
 
 def _sums(weight: Tensor) -> tuple[float, ...]:

@@ -1,28 +1,28 @@
-"""Every recipe by name."""
+"""Every recipe by name, in groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from widefield._core.checks import check_name
-from widefield.recipes import image_folder, quickstart, replknet
+from widefield.recipes import mobilenetv2, pelk, replknet, slak, unireplknet
+from widefield.recipes.image_folder import image_folder
+from widefield.recipes.quickstart import quickstart
 from widefield.tasks.classification import RunConfig
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
-    function.__name__: function
-    for function in (
-        quickstart.quickstart,
-        image_folder.image_folder,
-        replknet.replknet_31b_in1k_120ep,
-        replknet.replknet_31b_in1k_300ep,
-        replknet.replknet_31b_in1k_384_finetune,
-        replknet.replknet_31b_in22k_90ep,
-        replknet.replknet_31l_in22k_90ep,
-        replknet.replknet_31b_in22k_to_in1k_224,
-        replknet.replknet_31b_in22k_to_in1k_384,
-        replknet.replknet_31l_in22k_to_in1k_384,
-    )
+Recipe = Callable[[], RunConfig]
+
+GROUPS: Mapping[str, tuple[Recipe, ...]] = {
+    "your own images, or none": (quickstart, image_folder),
+    "RepLKNet": replknet.RECIPES,
+    "MobileNetV2 with large kernels": mobilenetv2.RECIPES,
+    "SLaK": slak.RECIPES,
+    "PeLK": pelk.RECIPES,
+    "UniRepLKNet": unireplknet.RECIPES,
 }
+"""Recipes of each family."""
+
+RECIPES: dict[str, Recipe] = {function.__name__: function for functions in GROUPS.values() for function in functions}
 
 
 def recipe(name: str) -> RunConfig:

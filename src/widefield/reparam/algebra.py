@@ -74,5 +74,5 @@ def embed_kernel(weight: Tensor, kernel_size: tuple[int, int]) -> Tensor:
 
 
 def as_double(tensor: Tensor) -> Tensor:
-    """Return `tensor`, detached, in float64 on the CPU (some accelerators have no float64)."""
-    return tensor.detach().to("cpu", torch.float64)
+    """Return `tensor`, detached, in float64 on the CPU (some accelerators have none); one without values stays so."""
+    return tensor.detach().to("meta" if tensor.is_meta else "cpu", torch.float64)

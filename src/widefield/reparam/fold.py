@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
@@ -59,6 +60,17 @@ def fold_before(norm: nn.Module, layer: Affine) -> None:
         )
     weight, bias = fold_affine_before(as_double(layer.weight), _bias(layer), *_affine(norm))
     set_parameters(layer, weight, bias)
+
+
+def fold_scale_after(layer: Affine, scale: Tensor) -> None:
+    """Give `layer` the weight and bias of ``scale * layer(x)``, for instance a layer scale.
+
+    Args:
+        layer: The layer before the product.
+        scale: (C_out,).
+    """
+    factor = as_double(scale)
+    set_parameters(layer, *fold_affine_after(as_double(layer.weight), _bias(layer), factor, torch.zeros_like(factor)))
 
 
 def set_parameters(layer: Affine, weight: Tensor, bias: Tensor) -> None:

@@ -103,37 +103,40 @@ def check(data: st.DataObject, problem: Problem, kernel: str, pass_: Pass, devic
     compare(run(case, pass_, data.draw(tiles(kernel, problem, pass_)), device), case, pass_)
 
 
-@pytest.mark.parametrize("pass_", ["forward", "grad_input"])
-@settings(max_examples=10, **SETTINGS)
-@given(data=st.data(), problem=problems())
-def test_rows_compute_both_maps(data: st.DataObject, problem: Problem, pass_: Pass, device: str) -> None:
-    check(data, problem, "rows", pass_, device)
+KERNELS = {
+    "rows": problems(),
+    "columns": problems(tall=True, most=(36, 8)).filter(
+        lambda problem: problem.kernel_size[0] > problem.kernel_size[1]
+    ),
+    "planes": problems(most=(9, 9)),
+    "channels_last": problems(most=(8, 24), channels=24).map(
+        lambda problem: replace(problem, layout="channels_last", channels=8 if problem.channels == 1 else 24)
+    ),
+}
+"""Every kernel and the problems that it is drawn for; with a fourth of the examples each, they are the backend's."""
 
 
 @pytest.mark.parametrize("pass_", ["forward", "grad_input"])
-@settings(max_examples=10, **SETTINGS)
-@given(data=st.data(), problem=problems(tall=True, most=(36, 8)))
-def test_columns_compute_both_maps(data: st.DataObject, problem: Problem, pass_: Pass, device: str) -> None:
-    if problem.kernel_size[0] > problem.kernel_size[1]:
-        check(data, problem, "columns", pass_, device)
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=15, **SETTINGS)
+@given(data=st.data())
+def test_every_kernel_computes_both_maps(data: st.DataObject, kernel: str, pass_: Pass, device: str) -> None:
+    check(data, data.draw(KERNELS[kernel]), kernel, pass_, device)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("pass_", ["forward", "grad_input"])
-@settings(max_examples=10, **SETTINGS)
-@given(data=st.data(), problem=problems(most=(9, 9)))
-def test_planes_compute_both_maps(data: st.DataObject, problem: Problem, pass_: Pass, device: str) -> None:
-    check(data, problem, "planes", pass_, device)
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=125, **SETTINGS)
+@given(data=st.data())
+def test_every_kernel_computes_both_maps_of_many_problems(
+    data: st.DataObject, kernel: str, pass_: Pass, device: str
+) -> None:
+    check(data, data.draw(KERNELS[kernel]), kernel, pass_, device)
 
 
-@pytest.mark.parametrize("pass_", ["forward", "grad_input"])
-@settings(max_examples=5, **SETTINGS)
-@given(data=st.data(), problem=problems(most=(8, 24), channels=24))
-def test_channels_last_computes_both_maps(data: st.DataObject, problem: Problem, pass_: Pass, device: str) -> None:
-    problem = replace(problem, layout="channels_last", channels=8 if problem.channels == 1 else 24)
-    check(data, problem, "channels_last", pass_, device)
-
-
-@pytest.mark.parametrize("kernel", ["rows", "columns", "planes", "channels_last"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_two_runs_give_the_same_bits(kernel: str, device: str) -> None:
     size = {"height": 7, "width": 8, "kernel_size": (5, 3), "padding": (2, 1)}
     problem = Problem(batch=1, channels=8, layout="channels_last", **size)  # type: ignore[arg-type]

@@ -15,12 +15,11 @@ from widefield.ops.depthwise_conv.problem import Problem
 from widefield.ops.depthwise_conv.triton import hankel
 from widefield.ops.depthwise_conv.triton.tiles import TileConfig
 
-SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    max_examples=30,
-)
+SETTINGS = {
+    "deadline": None,
+    "derandomize": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,9 +92,17 @@ def problems(draw: st.DrawFn) -> tuple[Case, TileConfig]:
     return make_case(problem, seed=draw(st.integers(0, 99))), config
 
 
-@SETTINGS
+@settings(max_examples=60, **SETTINGS)
 @given(drawn=problems())
 def test_any_problem_in_any_tiles_equals_the_definition(drawn: tuple[Case, TileConfig]) -> None:
+    compare(*drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@settings(max_examples=500, **SETTINGS)
+@given(drawn=problems())
+def test_many_problems_in_any_tiles_equal_the_definition(drawn: tuple[Case, TileConfig]) -> None:
     compare(*drawn)
 
 

@@ -44,22 +44,23 @@ def _call(map_: Callable[..., Tensor], operator: Callable[..., Tensor], image: T
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Tensor:
     """``F(x, w) + b`` by the shortest way that records what has to be recorded."""
-    if _is_seen(x):
+    if is_seen(x):
         return Forward.apply(x, weight, bias, *spacing)
     return (EagerForward.apply if _wants_gradient(x, weight, bias) else maps.forward)(x, weight, bias, *spacing)
 
 
 def _grad_input(grad: Tensor, weight: Tensor, *values: Any) -> Tensor:
-    is_plain = not _is_seen(grad) and not _wants_gradient(grad, weight)
+    is_plain = not is_seen(grad) and not _wants_gradient(grad, weight)
     return (maps.grad_input if is_plain else GradInput.apply)(grad, weight, *values)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, *values: Any) -> Tensor:
-    is_plain = not _is_seen(grad) and not _wants_gradient(grad, x)
+    is_plain = not is_seen(grad) and not _wants_gradient(grad, x)
     return (maps.grad_weight if is_plain else GradWeight.apply)(grad, x, *values)
 
 
-def _is_seen(x: Tensor) -> bool:
+def is_seen(x: Tensor) -> bool:
+    """Whether what happens to `x` is recorded, counted or transformed by `torch.func`."""
     return is_traced(x) or torch._C._are_functorch_transforms_active()
 
 

@@ -7,12 +7,20 @@ for the one map that PyTorch computes slowly in every layout on a CPU; the batch
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from widefield.ops.backends import Pass
 from widefield.ops.depthwise_conv.problem import Problem
+
+MOST_UNROLLED = 1 << 18
+"""Products of one plane, taps times pixels of the gradient, up to which a kernel with wide rows is taken.
+
+oneDNN writes out the code for all of them, some 250 bytes each: 0.6 GB for K = 31 on 56 x 56, and 17 GB for K = 101.
+"""
 
 
 class CorrelationBackend:
@@ -28,6 +36,10 @@ class CorrelationBackend:
             (problem.device_type == "cpu", f"it is for CPU tensors, not {problem.device_type}"),
             (problem.stride == (1, 1), "it needs stride 1"),
             (problem.dilation == (1, 1), "it needs dilation 1"),
+            (
+                problem.kernel_size[1] <= nchw_kernel_width_limit() or _products(problem) <= MOST_UNROLLED,
+                f"its code for {_products(problem):,} products of a plane would fill the memory",
+            ),
         )
         return [reason for holds, reason in rules if not holds]
 
@@ -50,6 +62,10 @@ class CorrelationBackend:
             image = image.contiguous(memory_format=torch.channels_last)
         taps = F.conv2d(image, kernel, padding=problem.padding, groups=planes)
         return taps.reshape(problem.batch, problem.channels, 1, *problem.kernel_size).sum(0)
+
+
+def _products(problem: Problem) -> int:
+    return math.prod(problem.kernel_size) * math.prod(problem.output_size)
 
 
 def nchw_kernel_width_limit() -> int:

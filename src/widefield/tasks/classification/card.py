@@ -14,8 +14,8 @@ from torch import nn
 from widefield._core.checks import check
 from widefield._core.configs import from_plain, to_plain
 from widefield._core.errors import InputError
-from widefield.checkpoints import replknet
 from widefield.checkpoints.files import load_weights, read_weights, write_weights
+from widefield.checkpoints.recognise import recognise
 from widefield.data import DataConfig
 from widefield.models import create_model
 from widefield.reparam import fold
@@ -58,11 +58,7 @@ def make_classifier(config: ModelConfig, num_classes: int) -> nn.Module:
     Raises:
         InputError: If there is no such model, or it does not take a setting.
     """
-    arguments: dict[str, Any] = {"num_classes": num_classes, "drop_rate": config.drop_rate}
-    if config.drop_path_rate:
-        arguments["drop_path_rate"] = config.drop_path_rate
-    if config.kernel_sizes is not None:
-        arguments["kernel_sizes"] = config.kernel_sizes
+    arguments: dict[str, Any] = {"num_classes": num_classes, **config.arguments()}
     try:
         model = create_model(config.name, **arguments)
     except (TypeError, ValueError) as error:
@@ -71,7 +67,7 @@ def make_classifier(config: ModelConfig, num_classes: int) -> nn.Module:
         raise InputError(
             f"settings that {config.name} takes",
             f"{', '.join(f'{name}={value}' for name, value in arguments.items())} ({error})",
-            "change or leave out model.kernel_sizes or model.drop_path_rate",
+            "change or leave out model.kernel_sizes, model.drop_path_rate, model.head_init_scale or model.options",
         ) from error
     if config.grad_checkpointing:
         cast("Any", model).set_grad_checkpointing(True)
@@ -97,7 +93,7 @@ def start_from(model: nn.Module, path: Path) -> None:
         f"the merged {file}",
         "use the model.safetensors beside it",
     )
-    state = replknet.to_widefield(state)
+    state = _in_our_names(state, file)
     own = model.state_dict()
     head = [name for name in own if name.startswith("head.") and name in state]
     if any(state[name].shape != own[name].shape for name in head):
@@ -135,7 +131,7 @@ def load_classifier(path: Path, form: Form = "branched", model: str | None = Non
             f"{file}, which was written elsewhere",
             "name the model with --model, for instance --model replknet_31b",
         )
-        card, state = _foreign_card(cast("str", model), replknet.to_widefield(state), file)
+        card, state = _foreign_card(cast("str", model), _in_our_names(state, file), file)
     check(
         model is None or model == card.model.name,
         f"a checkpoint of {model}",
@@ -170,6 +166,15 @@ def find_checkpoint(path: Path, form: Form) -> Path:
 
 def _read_card(header: dict[str, str]) -> ClassifierCard | None:
     return from_plain(ClassifierCard, json.loads(header[_HEADER])) if _HEADER in header else None
+
+
+def _in_our_names(state: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+    """Return a published state dict under our names; of another network, as it is."""
+    try:
+        return recognise(state, str(file)).ours(state)
+    except InputError as error:
+        logger.info("%s", error)
+        return state
 
 
 def _foreign_card(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,6 +13,8 @@ from widefield._core.configs import from_plain, to_plain
 from widefield._core.errors import InputError
 from widefield.data import AugmentationConfig, DataConfig
 from widefield.engine import EmaConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
+from widefield.sparsity.config import SparsityConfig
+from widefield.tasks.distillation.config import DistillationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,62 @@ class ModelConfig:
     drop_path_rate: float = 0.0
     """Drop-path probability of the last block, rising linearly from 0 at the first."""
 
+    head_init_scale: float = 1.0
+    """Factor on the first weights of a new classifier; fine-tuning recipes start it close to zero."""
+
+    options: tuple[str, ...] = ()
+    """Other arguments of the model, each as NAME=VALUE: small_kernel_size=3 shortcut=false."""
+
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.head_init_scale > 0,
+            "a positive model.head_init_scale",
+            f"{self.head_init_scale:g}",
+            "use 1 to leave the classifier's first weights as they are",
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the model is made with, besides the number of its classes.
+
+        Raises:
+            InputError: If one of `options` is not NAME=VALUE, or has a field of its own.
+        """
+        arguments: dict[str, Any] = {"drop_rate": self.drop_rate}
+        if self.drop_path_rate:
+            arguments["drop_path_rate"] = self.drop_path_rate
+        if self.kernel_sizes is not None:
+            arguments["kernel_sizes"] = self.kernel_sizes
+        if self.head_init_scale != 1:
+            arguments["head_init_scale"] = self.head_init_scale
+        own = {"drop_rate", "drop_path_rate", "kernel_sizes", "head_init_scale", "num_classes"}
+        for option in self.options:
+            name, equals, value = option.partition("=")
+            check(
+                bool(equals) and name.isidentifier(),
+                "model.options as NAME=VALUE",
+                repr(option),
+                "write for instance --model.options shortcut=false small_kernel_size=3",
+            )
+            check(
+                name not in own,
+                "model.options without fields of their own",
+                repr(option),
+                f"use --model.{name.replace('_', '-')}"
+                if name != "num_classes"
+                else "leave it out: the number of classes comes from the data",
+            )
+            arguments[name] = _plain_value(option, value)
+            # timm.create_model() leaves out arguments that are None, and the model would have its own default.
+            check(
+                arguments[name] is not None,
+                "model.options with a value",
+                repr(option),
+                "leave it out for the model's own default, or give a value",
+            )
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +108,15 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+    sparsity: SparsityConfig | None = None
+    """Train with a share of the weights at zero; None for a dense network."""
+
+    @property
+    def update_batch(self) -> int:
+        """Images behind one optimizer update, over all processes and accumulated batches."""
+        return self.data.batch_size * self.trainer.accumulate_steps
 
     def to_yaml(self) -> str:
         """Return the config as YAML, which `read_config` reads back to an equal value."""
@@ -77,3 +143,13 @@ def read_config(path: Path) -> RunConfig:
         reason = str(error).replace("\n", " ")
         raise InputError("a config file in YAML", f"{path} ({reason})", "mend it or start from a recipe") from error
     return from_plain(RunConfig, values)
+
+
+def _plain_value(option: str, text: str) -> Any:
+    """Read the value of an option as YAML does: numbers, true and false, null, lists."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            "model.options with values as in YAML", repr(option), "write numbers, words, true, false or [1, 2]"
+        ) from error

@@ -15,13 +15,25 @@ from widefield._core.checks import check
 from widefield._core.errors import InputError, RunError
 from widefield.checkpoints.files import load_weights
 from widefield.data import ImageSource, Splits, evaluation_loader, open_splits, train_loader
-from widefield.engine import FitResult, Reporter, RunFolder, Trainer, make_accelerator, seed_everything
+from widefield.engine import (
+    Extension,
+    FitResult,
+    Reporter,
+    RunFolder,
+    Task,
+    Trainer,
+    make_accelerator,
+    seed_everything,
+)
 from widefield.reparam import MergeReport, merge
 from widefield.tasks.classification.card import ClassifierCard, make_classifier, save_classifier, start_from
 from widefield.tasks.classification.config import RunConfig
+from widefield.tasks.classification.distillation import start_distillation
 from widefield.tasks.classification.evaluation import Evaluation, evaluate
 from widefield.tasks.classification.figures import draw_confusion, draw_curves
+from widefield.tasks.classification.sparse import SparsityExtension, first_masks
 from widefield.tasks.classification.task import ClassificationTask
+from widefield.tasks.distillation import DistillationTask, student_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +60,8 @@ class RunSummary:
     best_epoch: int
     epochs: int
     parameters: int
+    nonzero_parameters: int
+    """Of them those that are not zero, biases and scales included."""
     merged_parameters: int
     seconds: float
     """From the first step to the last, validation included."""
@@ -92,15 +106,35 @@ def train(
     check_image_size(model, config.data.image_size)
     if config.model.weights is not None:
         start_from(model, Path(config.model.weights))
+    distillation = None
+    if config.distillation.teacher is not None:
+        distillation = start_distillation(
+            config.distillation,
+            model,
+            classes=classes,
+            data=config.data,
+            device=accelerator.device,
+            channels_last=config.trainer.channels_last,
+            autocast=lambda: accelerator.autocast(),
+        )
+    trained = model if distillation is None else distillation.model
     # Drop path draws differently on each process, initial weights do not.
     seed_everything(config.trainer.seed, rank)
-    folder = RunFolder.create(path, resume, _needed_bytes(model, config), config.to_yaml())
-    task = ClassificationTask(validation, len(classes), config.augmentation.label_smoothing)
+    folder = RunFolder.create(path, resume, _needed_bytes(trained, config), config.to_yaml())
+    task: Task = ClassificationTask(validation, len(classes), config.augmentation.label_smoothing)
+    if distillation is not None:
+        distillation.check_same_teacher(folder)
+        task = DistillationTask(task, distillation.teacher, config.distillation)
+    extensions: list[Extension] = []
+    if config.sparsity is not None:
+        masks = first_masks(trained, config.sparsity, task, loader, accelerator.device)
+        extensions.append(SparsityExtension(config.sparsity, masks))
     trainer = Trainer(
-        model,
+        trained,
         task,
         loader,
         folder,
+        extensions=extensions,
         trainer=config.trainer,
         optimizer=config.optimizer,
         schedule=config.schedule,
@@ -109,6 +143,7 @@ def train(
         accelerator=accelerator,
     )
     result = trainer.fit(resume=resume)
+    result = replace(result, best_weights=student_weights(trained, result.best_weights))
     loader.close()
     validation.close()
     if not accelerator.is_main_process:
@@ -168,6 +203,7 @@ def _finish(
     save_classifier(folder.model, model.state_dict(), card)
     branched = _score(model, source, config, device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    nonzeros = sum(int(parameter.count_nonzero()) for parameter in model.parameters())
     report = merge(model, example=_example(source, config).to(device))
     save_classifier(folder.merged, model.state_dict(), replace(card, form="merged"))
     merged = _score(model, source, config, device)
@@ -186,6 +222,7 @@ def _finish(
         best_epoch=result.best_epoch,
         epochs=config.trainer.epochs,
         parameters=parameters,
+        nonzero_parameters=nonzeros,
         merged_parameters=report.parameters_after,
         seconds=result.seconds,
         train_images=len(splits.train),

@@ -22,7 +22,7 @@ from widefield.ops.depthwise_conv.problem import Problem
 from widefield.ops.depthwise_conv.triton.epilogue import Activation, finished
 from widefield.ops.depthwise_conv.triton.geometry import as_forward, band
 from widefield.ops.depthwise_conv.triton.launch import compile_case as launch_case
-from widefield.ops.depthwise_conv.triton.launch import needs_int64, needs_upcast, on_device, precision, vector
+from widefield.ops.depthwise_conv.triton.launch import on_device, options, vector
 from widefield.ops.depthwise_conv.triton.tiles import CompileCase, TileConfig
 
 
@@ -175,15 +175,7 @@ def launch(
             out,
             problem.batch,
             **_constants(problem, config, x.element_size(), lanes),
-            PRECISION=precision(x.dtype),
-            UP=needs_upcast(x.dtype),
-            INT64=needs_int64(x, expanded, out),
-            HAS_BIAS=bias is not None,
-            HAS_RESIDUAL=residual is not None,
-            ACTIVATION=activation or "",
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=True,
+            **options(config, x, (expanded, out), bias, residual, activation),
         )
     return out
 

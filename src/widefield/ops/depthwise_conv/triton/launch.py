@@ -59,6 +59,37 @@ def needs_int64(*tensors: Tensor) -> bool:
     return max(tensor.numel() for tensor in tensors) > INT32_ELEMENTS - 2**20
 
 
+def options(
+    config: TileConfig,
+    x: Tensor,
+    others: Sequence[Tensor],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+) -> dict[str, Any]:
+    """Return the constants and options that every kernel of forward and grad_input is launched with.
+
+    Args:
+        config: Tiles.
+        x: The image.
+        others: The other large tensors that the kernel indexes.
+        bias: (C,) or none.
+        residual: Or none.
+        activation: Or none.
+    """
+    return {
+        "PRECISION": precision(x.dtype),
+        "UP": needs_upcast(x.dtype),
+        "INT64": needs_int64(x, *others),
+        "HAS_BIAS": bias is not None,
+        "HAS_RESIDUAL": residual is not None,
+        "ACTIVATION": activation or "",
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,
+    }
+
+
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 """Triton's names of the element types that the kernels take."""
 

@@ -23,7 +23,7 @@ from widefield.ops.depthwise_conv.problem import Problem
 from widefield.ops.depthwise_conv.triton.epilogue import Activation, finished
 from widefield.ops.depthwise_conv.triton.geometry import as_forward
 from widefield.ops.depthwise_conv.triton.launch import compile_case as launch_case
-from widefield.ops.depthwise_conv.triton.launch import needs_int64, needs_upcast, on_device, precision, vector
+from widefield.ops.depthwise_conv.triton.launch import on_device, options, vector
 from widefield.ops.depthwise_conv.triton.tiles import CompileCase, TileConfig
 
 
@@ -200,15 +200,7 @@ def launch(
             weight.stride(2),
             weight.stride(3),
             **_constants(problem, config, x.element_size(), lanes, is_flipped=is_flipped),
-            PRECISION=precision(x.dtype),
-            UP=needs_upcast(x.dtype),
-            INT64=needs_int64(x, weight, out),
-            HAS_BIAS=bias is not None,
-            HAS_RESIDUAL=residual is not None,
-            ACTIVATION=activation or "",
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=True,
+            **options(config, x, (weight, out), bias, residual, activation),
         )
     return out
 

@@ -1,0 +1,137 @@
+"""Losses against slow definitions in float64, written out class by class as the papers have them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from widefield._core.errors import InputError
+from widefield.tasks.distillation import feature_loss, kd_loss, nkd_loss
+
+
+def logits(batch: int, classes: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = scale * torch.randn(2, batch, classes, generator=generator, dtype=torch.float64)
+    return student, teacher
+
+
+def softmax(row: list[float], temperature: float) -> list[float]:
+    exponentials = [math.exp(value / temperature) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def kd_by_definition(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    total = 0.0
+    for mine, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = softmax(theirs, temperature), softmax(mine, temperature)
+        total += temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return total / len(student)
+
+
+def nkd_by_definition(student: Tensor, teacher: Tensor, targets: list[int], temperature: float, gamma: float) -> float:
+    total = 0.0
+    for mine, theirs, target in zip(student.tolist(), teacher.tolist(), targets, strict=True):
+        total -= softmax(theirs, 1)[target] * math.log(softmax(mine, 1)[target])
+        p, q = softmax(theirs, temperature), softmax(mine, temperature)
+        for other in range(len(p)):
+            if other != target:
+                normalised = p[other] / (1 - p[target]), q[other] / (1 - q[target])
+                total -= gamma * temperature**2 * normalised[0] * math.log(normalised[1])
+    return total / len(student)
+
+
+problems = given(
+    batch=st.integers(1, 5),
+    classes=st.integers(2, 9),
+    seed=st.integers(0, 10**6),
+    temperature=st.floats(0.5, 8),
+    gamma=st.floats(0, 4),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@problems
+def test_kd_is_the_softened_divergence(batch: int, classes: int, seed: int, temperature: float, gamma: float) -> None:
+    student, teacher = logits(batch, classes, seed)
+    expected = kd_by_definition(student, teacher, temperature)
+    assert kd_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@problems
+def test_nkd_is_the_published_sum(batch: int, classes: int, seed: int, temperature: float, gamma: float) -> None:
+    student, teacher = logits(batch, classes, seed)
+    targets = torch.randint(classes, (batch,), generator=torch.Generator().manual_seed(seed))
+    expected = nkd_by_definition(student, teacher, targets.tolist(), temperature, gamma)
+    assert nkd_loss(student, teacher, targets, temperature, gamma).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_of_soft_targets_nkd_takes_the_largest_share() -> None:
+    student, teacher = logits(3, 5, 0)
+    mixed = torch.tensor([[0.1, 0.6, 0.1, 0.1, 0.1], [0.0, 0.5, 0.0, 0.5, 0.0], [0.7, 0.3, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(
+        nkd_loss(student, teacher, mixed), nkd_loss(student, teacher, torch.tensor([1, 1, 0])), rtol=0, atol=0
+    )
+
+
+def test_gradients_are_those_of_differences_and_end_at_the_teacher() -> None:
+    student, teacher = logits(3, 5, 1)
+    targets = torch.tensor([0, 4, 2])
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: kd_loss(x, teacher, 3.0), student)
+    assert torch.autograd.gradcheck(lambda x: nkd_loss(x, teacher, targets, 2.0), student)
+    maps = torch.randn(2, 3, 2, 2, dtype=torch.float64).unbind()
+    assert torch.autograd.gradcheck(lambda x: feature_loss(x, maps[1][None]), maps[0][None].requires_grad_())
+    teacher.requires_grad_()
+    (kd_loss(student, teacher) + nkd_loss(student, teacher, targets)).backward()
+    assert teacher.grad is None
+
+
+def test_the_gradient_of_kd_vanishes_at_the_teacher_and_that_of_nkd_among_the_other_classes() -> None:
+    teacher = logits(4, 6, 2)[1]
+    targets = torch.tensor([0, 1, 2, 3])
+    same = teacher.clone().requires_grad_()
+    kd_loss(same, teacher, 4.0).backward()
+    torch.testing.assert_close(same.grad, torch.zeros_like(teacher), rtol=0, atol=1e-14)
+    # Only the ratios between the other classes count there, so that their sum may differ from the teacher's.
+    shifted = teacher.scatter(1, targets[:, None], 7.0).requires_grad_()
+    (nkd_loss(shifted, teacher, targets, 2.0, 1.0) - nkd_loss(shifted, teacher, targets, 2.0, 0.0)).backward()
+    torch.testing.assert_close(shifted.grad, torch.zeros_like(teacher), rtol=0, atol=1e-14)
+
+
+def test_losses_are_finite_and_in_float32_where_a_softmax_saturates_in_half_precision() -> None:
+    student, teacher = logits(4, 6, 3, scale=200.0)
+    for dtype in (torch.float16, torch.bfloat16):
+        mine = student.to(dtype).requires_grad_()
+        loss = nkd_loss(mine, teacher.to(dtype), torch.tensor([0, 1, 2, 3])) + kd_loss(mine, teacher.to(dtype))
+        assert loss.dtype == torch.float32
+        loss.backward()
+        assert mine.grad is not None
+        assert loss.isfinite()
+        assert mine.grad.isfinite().all()
+
+
+def test_features_are_compared_with_the_teachers_at_mean_0_and_variance_1() -> None:
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = torch.randn(2, 2, 7, 3, 4, generator=generator, dtype=torch.float64)
+    expected = F.layer_norm((1000 * teacher + 3).permute(0, 2, 3, 1), (7,), eps=1e-6).permute(0, 3, 1, 2)
+    error = sum((a - b) ** 2 for a, b in zip(student.flatten().tolist(), expected.flatten().tolist(), strict=True))
+    assert feature_loss(student, 1000 * teacher + 3).item() == pytest.approx(error / student.numel(), rel=1e-10)
+
+
+def test_what_cannot_be_compared_is_told() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"Expected logits of the student's shape \(2, 3\) from the teacher, but got \(2, 4\): use a teacher",
+    ):
+        kd_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(InputError, match=r"Expected feature maps of the student's shape \(1, 2, 4, 4\) from"):
+        feature_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2))
+    with pytest.raises(InputError, match="Expected two or more classes for the method nkd, but got 1: use more"):
+        nkd_loss(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([0, 0]))
