@@ -3,14 +3,13 @@
     python benchmarks/small_nets.py benchmarks/results/cpu_small_nets.json --data ../shared/data/caltech101 \
         --runs runs/small_nets --seeds 0 1 2 --epochs 30
 
-Networks, all of SLaK's blocks (arms of the comparison):
+Networks, all of SLaK's blocks in SLaK-A's depths, ``--width`` channels in the first stage (arms of the comparison):
 
-* ``sparse``: SLaK-A with 40 % of its matrices zero, masks changing as in SLaK-S;
-* ``dense``: SLaK-A as narrow as it must be to have as many weights as ``sparse`` has that are not zero;
-* ``teacher``: SLaK-A, dense;
+* ``sparse``: 40 % of the matrices zero, masks changing as in SLaK-S;
+* ``dense``: as narrow as it must be to have as many weights as ``sparse`` has that are not zero;
+* ``teacher``: as wide as ``sparse``, dense, of the first seed alone;
 * ``student``: the network of ``dense`` with 7 x 7 kernels, alone;
-* ``student_nkd`` (and, if named by --arms, ``student_kd`` and ``student_feature``): the same with that teacher, of the
-  same seed.
+* ``student_nkd`` (and, if named by --arms, ``student_kd`` and ``student_feature``): the same with that teacher.
 
 Every arm has the same images, augmentation, optimizer and number of epochs. Where the data has no test split, the last
 epoch's score is the one to compare: the best epoch's was chosen on the very same photos. Runs that are there are not
@@ -32,6 +31,7 @@ import torch
 
 from widefield._core.checks import check
 from widefield._core.files import write_text_atomically
+from widefield._core.memory import keep_freed_memory
 from widefield.data import open_splits
 from widefield.models import create_model
 from widefield.recipes import recipe
@@ -70,13 +70,14 @@ def kept_of(model: torch.nn.Module) -> int:
     return round(sum(p.numel() * (1 - SPARSITY if p.ndim in (2, 4) else 1) for p in model.parameters()))
 
 
-def narrow_width(classes: int) -> int:
-    """Return the width at which SLaK-A has as many parameters as it keeps when it is sparse."""
+def narrow_width(wide: int, classes: int) -> int:
+    """Return the width at which the network has as many parameters as the wide one keeps when it is sparse."""
     with torch.device("meta"):
-        kept = kept_of(create_model("slak_a", num_classes=classes))
         widths = {
-            width: create_model("slak_a", num_classes=classes, channels=channels_of(width)) for width in range(24, 41)
+            width: create_model("slak_a", num_classes=classes, channels=channels_of(width))
+            for width in range(wide // 2, wide + 1)
         }
+        kept = kept_of(widths[wide])
     sizes = {width: sum(p.numel() for p in model.parameters()) for width, model in widths.items()}
     return min(sizes, key=lambda width: abs(sizes[width] - kept))
 
@@ -86,7 +87,8 @@ def config_of(arm: str, seed: int, classes: int, options: argparse.Namespace) ->
     base = recipe("image_folder")
     kernels = SMALL_KERNELS if arm.startswith("student") else None
     is_wide = arm in ("teacher", "sparse")
-    settings = () if is_wide else (f"channels={list(channels_of(narrow_width(classes)))}",)
+    width = options.width if is_wide else narrow_width(options.width, classes)
+    settings = (f"channels={list(channels_of(width))}",)
     config = replace(
         base,
         recipe=f"small_nets_{arm}",
@@ -98,7 +100,7 @@ def config_of(arm: str, seed: int, classes: int, options: argparse.Namespace) ->
         schedule=replace(base.schedule, warmup_epochs=min(base.schedule.warmup_epochs, options.epochs / 5)),
     )
     if "_" in arm:
-        teacher = str(folder_of("teacher", seed, options))
+        teacher = str(folder_of("teacher", options.seeds[0], options))
         method: Any = arm.split("_")[1]
         temperature = 4.0 if method == "kd" else 1.0
         return replace(config, distillation=DistillationConfig(teacher=teacher, method=method, temperature=temperature))
@@ -112,7 +114,8 @@ def config_of(arm: str, seed: int, classes: int, options: argparse.Namespace) ->
 
 
 def folder_of(arm: str, seed: int, options: argparse.Namespace) -> Path:
-    return options.runs / f"{arm}-{options.image_size}px-{options.epochs}epochs-seed{seed}"
+    name = f"{arm}-width{options.width}-{options.image_size}px-{options.epochs}epochs-seed{seed}"
+    return options.runs / name
 
 
 def score_of(arm: str, seed: int, classes: int, options: argparse.Namespace) -> Score | None:
@@ -146,6 +149,12 @@ def score_of(arm: str, seed: int, classes: int, options: argparse.Namespace) -> 
     )
 
 
+def planned(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """Return arm and seed of every run, seed by seed; the teacher comes before its students."""
+    arms = sorted(options.arms, key=ARMS.index)
+    return [(arm, seed) for seed in options.seeds for arm in arms if arm != "teacher" or seed == options.seeds[0]]
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return mean, extremes and, from two values on, the sample standard deviation."""
     found = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
@@ -170,9 +179,10 @@ def record_of(scores: Sequence[Score], options: argparse.Namespace, data: str) -
         "what": "top-1 in percent on the validation photos, of the last epoch and of the best; differences by seed",
         "data": data,
         "image_size": options.image_size,
+        "width": options.width,
         "epochs": options.epochs,
         "seeds": options.seeds,
-        "planned": len(options.arms) * len(options.seeds),
+        "planned": len(planned(options)),
         "done": len(scores),
         "differences_of_last_top1": differences,
         "arms": arms,
@@ -188,6 +198,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/small_nets"), help="where the run folders go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--width", type=int, default=40, help="channels of the first stage; SLaK-A has 40")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT_ARMS))
@@ -196,21 +207,20 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     options = parsed()
+    keep_freed_memory()
     splits = open_splits(replace(recipe("image_folder").data, root=str(options.data)))
     classes, data = len(splits.train.classes), splits.description
     scores: list[Score] = []
-    for seed in options.seeds:
-        # The teacher of a seed comes before its students.
-        for arm in sorted(options.arms, key=ARMS.index):
-            if (score := score_of(arm, seed, classes, options)) is None:
-                continue
-            scores.append(score)
-            write_text_atomically(options.record, json.dumps(record_of(scores, options, data), indent=1) + "\n")
-            sys.stdout.write(
-                f"seed {seed}, {arm}: {score.last_top1:.2f} % (best {score.best_top1:.2f}), "
-                f"{score.nonzero_parameters:,} weights, {score.seconds:.0f} s\n"
-            )
-            sys.stdout.flush()
+    for arm, seed in planned(options):
+        if (score := score_of(arm, seed, classes, options)) is None:
+            continue
+        scores.append(score)
+        write_text_atomically(options.record, json.dumps(record_of(scores, options, data), indent=1) + "\n")
+        sys.stdout.write(
+            f"seed {seed}, {arm}: {score.last_top1:.2f} % (best {score.best_top1:.2f}), "
+            f"{score.nonzero_parameters:,} weights, {score.seconds:.0f} s\n"
+        )
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from widefield.data.image import read_image as read_image
 from widefield.data.loader import ImageLoader as ImageLoader
 from widefield.data.loader import evaluation_loader as evaluation_loader
 from widefield.data.loader import train_loader as train_loader
+from widefield.data.photos import Photos as Photos
+from widefield.data.photos import open_photos as open_photos
 from widefield.data.source import ImageSource as ImageSource
 from widefield.data.source import Splits as Splits
 from widefield.data.source import open_split as open_split

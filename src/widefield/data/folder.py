@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from widefield._core.checks import check, nearest
 from widefield.data.archive import archive_stem, open_archive
-from widefield.data.errors import UndecodableImageError
-from widefield.data.image import decode_image, is_hidden, is_image_name, label_names
+from widefield.data.errors import IN_A_DATA_SET
+from widefield.data.image import label_names
+from widefield.data.photos import Photos
+from widefield.data.store import DiskStore, ImageStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,80 +30,6 @@ _LAYOUT = (
 )
 
 
-class ImageTree(Protocol):
-    """Names of folders and images below a root."""
-
-    def folders(self, prefix: str) -> list[str]:
-        """Return the names of the folders directly below `prefix`, sorted."""
-        ...
-
-    def images(self, prefix: str) -> list[str]:
-        """Return the paths, from the root, of all images below `prefix`, sorted."""
-        ...
-
-
-class ImageStore(Protocol):
-    """A place that holds files of images."""
-
-    path: Path
-
-    @property
-    def tree(self) -> ImageTree:
-        """Its folders and images."""
-        ...
-
-    def read(self, member: str) -> bytes:
-        """Return the bytes of one of its images."""
-        ...
-
-
-class DiskTree:
-    """Folders and images of a folder on disk; nothing is listed before it is asked for.
-
-    Args:
-        root: The folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def folders(self, prefix: str) -> list[str]:
-        """Return the names of the folders directly below `prefix`, sorted."""
-        with os.scandir(self._root / prefix) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
-
-    def images(self, prefix: str) -> list[str]:
-        """Return the paths, from the root, of all images below `prefix`, sorted."""
-        found: list[str] = []
-        walked: set[str] = set()
-        for folder, names, files in os.walk(self._root / prefix, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in walked:  # a link back to where we have been
-                names.clear()
-                continue
-            walked.add(real)
-            names[:] = [name for name in names if not is_hidden(name)]
-            inside = Path(folder).relative_to(self._root)
-            found.extend((inside / file).as_posix() for file in files if is_image_name(file) and not is_hidden(file))
-        return sorted(found)
-
-
-class DiskStore:
-    """The images of a folder on disk.
-
-    Args:
-        path: The folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tree = DiskTree(path)
-
-    def read(self, member: str) -> bytes:
-        """Return the bytes of one image."""
-        return (self.path / member).read_bytes()
-
-
 class FolderSource:
     """Images whose class is the folder they lie in.
 
@@ -114,28 +41,20 @@ class FolderSource:
     """
 
     def __init__(self, store: ImageStore, members: list[str], targets: np.ndarray, classes: tuple[str, ...]) -> None:
-        self._store = store
-        self._members = members
+        self._photos = Photos(store, members, IN_A_DATA_SET)
         self.targets = targets
         self.classes = classes
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._photos)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         """Return image number `index` and its class index; see `ImageSource.load`."""
-        name = self.name(index)
-        # A damaged archive raises its own kinds of errors while a member is read (bad checksum, bad deflate stream).
-        try:
-            content = self._store.read(self._members[index])
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UndecodableImageError.of(name, reason) from error
-        return decode_image(content, name), int(self.targets[index])
+        return self._photos.load(index), int(self.targets[index])
 
     def name(self, index: int) -> str:
         """Return the path of image number `index`; see `ImageSource.name`."""
-        return f"{self._store.path.as_posix()}/{self._members[index]}"
+        return self._photos.name(index)
 
 
 def folder_parts(root: Path) -> dict[str, Callable[[], FolderSource]]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from widefield._core.checks import check
 from widefield._core.errors import InputError
-from widefield.data.errors import UndecodableImageError
+from widefield.data.errors import IN_A_DATA_SET, UndecodableImageError
 
 _log = logging.getLogger(__name__)
 
@@ -53,12 +53,13 @@ def read_image(path: str | Path) -> Image.Image:
     return decode_image(content, str(path))
 
 
-def decode_image(content: bytes, name: str) -> Image.Image:
+def decode_image(content: bytes, name: str, fix: str = IN_A_DATA_SET) -> Image.Image:
     """Decode an encoded image as RGB.
 
     Args:
         content: The bytes of the file.
         name: What to call it in the error.
+        fix: What to do about an image that cannot be decoded, for the error.
 
     Returns:
         The image, upright and in mode RGB.
@@ -72,9 +73,10 @@ def decode_image(content: bytes, name: str) -> Image.Image:
             image.load()
             return to_rgb(_upright(image, name))
     except Image.UnidentifiedImageError as error:
-        raise UndecodableImageError.of(name, "no known image format" if content else "the file is empty") from error
+        reason = "no known image format" if content else "the file is empty"
+        raise UndecodableImageError.of(name, reason, fix) from error
     except Exception as error:
-        raise UndecodableImageError.of(name, str(error) or type(error).__name__) from error
+        raise UndecodableImageError.of(name, str(error) or type(error).__name__, fix) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

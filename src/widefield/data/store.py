@@ -1,0 +1,83 @@
+"""Where image files lie: a tree of names, and the bytes behind them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from widefield.data.image import is_hidden, is_image_name
+
+
+class ImageTree(Protocol):
+    """Names of folders and images below a root."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below `prefix`, sorted."""
+        ...
+
+    def images(self, prefix: str) -> list[str]:
+        """Return the paths, from the root, of all images below `prefix`, sorted."""
+        ...
+
+
+class ImageStore(Protocol):
+    """A place that holds files of images."""
+
+    path: Path
+
+    @property
+    def tree(self) -> ImageTree:
+        """Its folders and images."""
+        ...
+
+    def read(self, member: str) -> bytes:
+        """Return the bytes of one of its images."""
+        ...
+
+
+class DiskTree:
+    """Folders and images of a folder on disk; nothing is listed before it is asked for.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below `prefix`, sorted."""
+        with os.scandir(self._root / prefix) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+
+    def images(self, prefix: str) -> list[str]:
+        """Return the paths, from the root, of all images below `prefix`, sorted."""
+        found: list[str] = []
+        walked: set[str] = set()
+        for folder, names, files in os.walk(self._root / prefix, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in walked:  # a link back to where we have been
+                names.clear()
+                continue
+            walked.add(real)
+            names[:] = [name for name in names if not is_hidden(name)]
+            inside = Path(folder).relative_to(self._root)
+            found.extend((inside / file).as_posix() for file in files if is_image_name(file) and not is_hidden(file))
+        return sorted(found)
+
+
+class DiskStore:
+    """The images of a folder on disk.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tree = DiskTree(path)
+
+    def read(self, member: str) -> bytes:
+        """Return the bytes of one image."""
+        return (self.path / member).read_bytes()
