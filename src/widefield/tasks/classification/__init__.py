@@ -9,6 +9,8 @@ from widefield.tasks.classification.config import RunConfig as RunConfig
 from widefield.tasks.classification.config import read_config as read_config
 from widefield.tasks.classification.evaluation import Evaluation as Evaluation
 from widefield.tasks.classification.evaluation import evaluate as evaluate
+from widefield.tasks.classification.opening import OpenedModel as OpenedModel
+from widefield.tasks.classification.opening import open_model as open_model
 from widefield.tasks.classification.prediction import Prediction as Prediction
 from widefield.tasks.classification.prediction import predict as predict
 from widefield.tasks.classification.run import RunSummary as RunSummary

@@ -1,0 +1,1 @@
+"""Look into any network: receptive field, shape bias, kernels, cost."""
