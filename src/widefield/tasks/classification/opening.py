@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -71,9 +72,10 @@ def open_model(
         check(not model_kwargs, "no settings for a checkpoint", f"{', '.join(model_kwargs)}", "leave them out")
         return _from_file(path, form)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # The CPU's alone: torch.manual_seed would seed those of the accelerators as well.
+        torch.default_generator.manual_seed(seed)
         opened = _by_name(source, pretrained, f"random, seed {seed}", model_kwargs)
-    opened.model.eval()
+    opened.model.float().cpu().eval()
     return opened
 
 
@@ -81,34 +83,49 @@ def _by_name(source: str, pretrained: bool, random: str, model_kwargs: dict[str,
     weights = "pretrained" if pretrained else random
     prefix, colon, rest = source.partition(":")
     if prefix == "torchvision":
-        return OpenedModel(name=rest, model=_torchvision(rest, pretrained, model_kwargs), weights=weights)
+        model = _torchvision(rest, pretrained, model_kwargs)
+        return OpenedModel(name=rest, model=model, weights=weights, **_torchvision_images(rest))
     if colon and re.fullmatch(r"[A-Za-z_][\w.]*", prefix) and prefix not in ("hf_hub", "timm"):
         return OpenedModel(name=source, model=_own(prefix, rest, model_kwargs), weights="its own")
-    model = create_model(source, pretrained=pretrained, **model_kwargs)
+    model = _made(source, lambda: create_model(source, pretrained=pretrained, **model_kwargs))
+    return OpenedModel(name=source, model=model, weights=weights, **_timm_images(model))
+
+
+def _made(name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except (InputError, OSError):
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).rstrip(".")
+        raise InputError(
+            f"a name and settings of which a network can be made, with {name!r}", reason, "change the one or the other"
+        ) from error
+
+
+def _timm_images(model: nn.Module) -> dict[str, Any]:
     settings = cast("dict[str, Any]", getattr(model, "pretrained_cfg", None) or {})
-    return OpenedModel(
-        name=source,
-        model=model,
-        weights=weights,
-        mean=tuple(settings.get("mean", _IMAGENET_MEAN)),
-        std=tuple(settings.get("std", _IMAGENET_STD)),
-        image_size=int(settings.get("input_size", (3, 224, 224))[-1]),
-        crop_fraction=float(settings.get("crop_pct", 0.875)),
-        interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
-    )
+    return {
+        "mean": tuple(settings.get("mean", _IMAGENET_MEAN)),
+        "std": tuple(settings.get("std", _IMAGENET_STD)),
+        "image_size": int(settings.get("input_size", (3, 224, 224))[-1]),
+        "crop_fraction": float(settings.get("crop_pct", 0.875)),
+        "interpolation": "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+    }
 
 
 def _from_file(path: Path, form: Form) -> OpenedModel:
     file = find_checkpoint(path, form)
-    name = path.name if path.is_dir() else path.stem
+    name = _name_of(path.resolve())
     try:
         model, card = load_classifier(path, form)
     except InputError as error:
         # A file of somebody else's that says nothing of itself: what is in it may still be a published network.
         try:
-            return OpenedModel(name=name, model=load_published(file).float().eval(), weights=str(file))
+            published = load_published(file).float().eval()
         except InputError:
             raise error from None
+        return OpenedModel(name=name, model=published, weights=str(file), **_timm_images(published))
     return OpenedModel(
         name=name,
         model=model.float().eval(),
@@ -122,13 +139,38 @@ def _from_file(path: Path, form: Form) -> OpenedModel:
     )
 
 
+def _name_of(path: Path) -> str:
+    if path.is_dir():
+        return path.name
+    if path.name in ("model.safetensors", "merged.safetensors"):
+        return path.parent.name
+    return path.name.removesuffix(next((ending for ending in _CHECKPOINTS if path.name.endswith(ending)), ""))
+
+
 def _torchvision(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
     check_name(name, models.list_models(), "torchvision model")
     # What cannot be classified or segmented without its own weights would fetch those of its backbone.
     backbone = {} if pretrained or "weights_backbone" not in _parameters(name) else {"weights_backbone": None}
-    return models.get_model(name, weights="DEFAULT" if pretrained else None, **backbone, **model_kwargs)
+    weights = "DEFAULT" if pretrained else None
+    return _made(name, lambda: models.get_model(name, weights=weights, **{**backbone, **model_kwargs}))
+
+
+def _torchvision_images(name: str) -> dict[str, Any]:
+    """How the published weights want their images; nothing where it is no classifier of images."""
+    from torchvision import models
+
+    wanted = cast("Any", models.get_model_weights(name)).DEFAULT.transforms()
+    if getattr(wanted, "crop_size", None) is None:
+        return {}
+    return {
+        "mean": tuple(wanted.mean),
+        "std": tuple(wanted.std),
+        "image_size": wanted.crop_size[-1],
+        "crop_fraction": wanted.crop_size[-1] / wanted.resize_size[-1],
+        "interpolation": "bilinear" if wanted.interpolation.value == "bilinear" else "bicubic",
+    }
 
 
 def _parameters(name: str) -> set[str]:
@@ -143,16 +185,18 @@ def _own(module: str, function: str, model_kwargs: dict[str, Any]) -> nn.Module:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        builder = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            "MODULE:FUNCTION, a function that returns a torch.nn.Module",
-            f"'{module}:{function}' ({error})",
-            "check both names, and that the module can be imported from here",
-        ) from error
+        try:
+            builder = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                "MODULE:FUNCTION, a function that returns a torch.nn.Module",
+                f"'{module}:{function}' ({error})",
+                "check both names, and that the module can be imported from here",
+            ) from error
+        # What it imports when it is called may lie here as well.
+        model = builder(**model_kwargs)
     finally:
         sys.path.remove(here)
-    model = builder(**model_kwargs)
     check(
         isinstance(model, nn.Module),
         f"a torch.nn.Module from {module}:{function}",
