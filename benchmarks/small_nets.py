@@ -42,6 +42,8 @@ from widefield.tasks.distillation import DistillationConfig
 ARMS = ("teacher", "dense", "sparse", "student", "student_nkd", "student_kd", "student_feature")
 DEFAULT_ARMS = ARMS[:5]
 SPARSITY = 0.4
+LAYER_SCALE = 1.0
+"""First value. With SLaK's own 1e-6, made for 300 epochs, the teacher reached 12.2 % in ten."""
 SMALL_KERNELS = (7, 7, 7, 7)
 
 
@@ -88,7 +90,7 @@ def config_of(arm: str, seed: int, classes: int, options: argparse.Namespace) ->
     kernels = SMALL_KERNELS if arm.startswith("student") else None
     is_wide = arm in ("teacher", "sparse")
     width = options.width if is_wide else narrow_width(options.width, classes)
-    settings = (f"channels={list(channels_of(width))}",)
+    settings = (f"channels={list(channels_of(width))}", f"layer_scale={LAYER_SCALE}")
     config = replace(
         base,
         recipe=f"small_nets_{arm}",

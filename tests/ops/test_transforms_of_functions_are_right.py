@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from widefield.ops import depthwise_conv2d, use_backend
+from widefield.ops import SharingGrid, depthwise_conv2d, peripheral_conv2d, use_backend
 
 BACKENDS = pytest.mark.parametrize("backend", ["", "aten", "fft", "dft", "reference"])
 
@@ -89,3 +89,20 @@ def test_the_counter_works_on_the_meta_device() -> None:
     with FlopCounterMode(display=False) as counter:
         depthwise_conv2d(torch.empty(1, 4, 32, 32, device="meta"), torch.empty(4, 1, 13, 13, device="meta"))
     assert counter.get_total_flops() == 2 * 4 * 32 * 32 * 169
+
+
+@pytest.mark.parametrize("form", [None, "expanded", "spectral"])
+def test_a_peripheral_kernel_counts_as_the_dense_one(form: str | None) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    grid = SharingGrid.exponential(31, centre_radius=2)
+    x = torch.randn(2, 4, 20, 20, requires_grad=True)
+    cells = torch.randn(4, 1, grid.parameters, grid.parameters, requires_grad=True)
+    one_map = 2 * 2 * 4 * 20 * 20 * 31**2
+    y = peripheral_conv2d(x, cells, rows=grid, form=form)
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == 2 * one_map
+    with FlopCounterMode(display=False) as counter:
+        peripheral_conv2d(x, cells, rows=grid, form=form)
+    assert counter.get_total_flops() == one_map

@@ -23,6 +23,11 @@ COMMANDS = {
     "convert": "Turn a published checkpoint into ours, or back",
     "models": "List the models, or show one",
     "sparsity": "Count what a sparsely trained network has left, layer by layer",
+    "erf": "Measure the effective receptive field of any network",
+    "shape-bias": "Ask whether a classifier goes by shape or by texture",
+    "kernels": "Show where the weights of large kernels lie",
+    "cost": "Count parameters, MACs and memory of any network, and time it",
+    "report": "Make one HTML page of all that, with receptive fields to click through",
     "bench": "Time backends and networks: widefield bench op | sweep | model",
     "explain": "Say which backend runs a depthwise convolution, and why",
     "tune": "Measure this machine, so that the fastest backend is chosen on it",
@@ -76,7 +81,7 @@ def _run(words: list[str]) -> int:
         Console(highlight=False).print(f"widefield {__version__}")
         return _DONE
     check_name(words[0], COMMANDS, "command")
-    module = importlib.import_module(f"widefield.cli.{words[0]}")
+    module = importlib.import_module(f"widefield.cli.{words[0].replace('-', '_')}")
     module.run(words[1:])
     return _DONE
 

@@ -1,10 +1,4 @@
-"""Floating-point operations of the registered operators, for torch's `FlopCounterMode`.
-
-torch's counter is not imported for it, since that would import Triton: it is taught when one is at work.
-"""
-
-# The stack of modes has no public name.
-# pyright: reportPrivateUsage=false
+"""Floating-point operations of the depthwise convolution's three maps."""
 
 from __future__ import annotations
 
@@ -13,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from widefield.ops import flop_counters
 
 Shape = Sequence[int]
 
@@ -34,22 +29,12 @@ def grad_weight(grad_shape: Shape, x_shape: Shape, *rest: Any, out_shape: Shape,
 
 
 def teach_counters() -> None:
-    """Give every FLOP counter at work the formulas, unless it has its own."""
-    for mode in _get_current_dispatch_mode_stack():
-        registry: Any = getattr(getattr(mode, "counter", None), "flop_registry", None)
-        if registry is not None:
-            operators = torch.ops.widefield
-            for operator, formula in (
-                (operators.depthwise_conv_forward, forward),
-                (operators.depthwise_conv_grad_input, grad_input),
-                (operators.depthwise_conv_grad_weight, grad_weight),
-            ):
-                registry.setdefault(operator, _unwrapped(formula))
-
-
-def _unwrapped(formula: Any) -> Any:
-    def count(*values: Any, out_val: Any = None, **named: Any) -> int:
-        shapes = [tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in values]
-        return formula(*shapes, out_shape=tuple(out_val.shape), **named)
-
-    return count
+    """Give every FLOP counter at work these formulas."""
+    operators = torch.ops.widefield
+    flop_counters.teach_counters(
+        {
+            operators.depthwise_conv_forward: forward,
+            operators.depthwise_conv_grad_input: grad_input,
+            operators.depthwise_conv_grad_weight: grad_weight,
+        }
+    )

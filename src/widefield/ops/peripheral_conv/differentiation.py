@@ -5,16 +5,17 @@ derivative below, so that exported graphs, which hold the operators alone, can s
 """
 
 # torch.library and autograd functions leave the types of contexts and arguments open.
-# pyright: reportUnknownMemberType=false, reportIncompatibleMethodOverride=false
+# pyright: reportUnknownMemberType=false, reportIncompatibleMethodOverride=false, reportPrivateUsage=false
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from widefield.ops.peripheral_conv import registration
+from widefield.ops.peripheral_conv import flops, registration
 
 
 def peripheral_forward(
@@ -35,6 +36,7 @@ class _Forward(Function):
 
     @staticmethod
     def forward(x: Tensor, cells: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        _teach_counters()
         return registration.forward(x, cells, bias, *settings)
 
     @staticmethod
@@ -74,6 +76,7 @@ class _GradInput(Function):
 
     @staticmethod
     def forward(grad: Tensor, cells: Tensor, *settings: Any) -> Tensor:
+        _teach_counters()
         return registration.grad_input(grad, cells, *settings)
 
     @staticmethod
@@ -102,6 +105,7 @@ class _GradCells(Function):
 
     @staticmethod
     def forward(grad: Tensor, x: Tensor, *settings: Any) -> Tensor:
+        _teach_counters()
         return registration.grad_cells(grad, x, *settings)
 
     @staticmethod
@@ -120,6 +124,11 @@ class _GradCells(Function):
         count = info.batch_size
         wide = (_into_channels(image, dim, count) for image, dim in zip((grad, x), in_dims[:2], strict=True))
         return _GradCells.apply(*wide, *settings).unflatten(0, (count, -1)), 0
+
+
+def _teach_counters() -> None:
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        flops.teach_counters()
 
 
 def _keep_pair(ctx: Any, inputs: tuple[Any, ...]) -> None:
