@@ -101,9 +101,9 @@ def _ask(
     opened = open_model(source, pretrained=arguments.pretrained, seed=arguments.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = opened.model.to(device)
-    transform = _transform(opened)
+    transform = stimulus_transform(opened)
     outputs = count_classes(model, transform(conflicts.load(0)).to(device))
-    mapping = _mapping(opened, outputs, arguments.classes)
+    mapping = category_mapping(opened, outputs, arguments.classes)
     sets = [each.within(mapping.categories) for each in (conflicts, edges, silhouettes) if each is not None]
     bar = progress.add_task(opened.name, total=sum(map(len, sets)))
 
@@ -139,7 +139,7 @@ def _ask(
     )
 
 
-def _transform(opened: OpenedModel) -> Transform:
+def stimulus_transform(opened: OpenedModel) -> Transform:
     """Resize to the model's own size, without cutting: a cue at the border counts as much as one in the middle."""
     return evaluation_transform(
         DataConfig(
@@ -152,7 +152,12 @@ def _transform(opened: OpenedModel) -> Transform:
     )
 
 
-def _mapping(opened: OpenedModel, outputs: int, file: Path | None) -> CategoryMapping:
+def category_mapping(opened: OpenedModel, outputs: int, file: Path | None) -> CategoryMapping:
+    """Return the mapping of a file, or without one ImageNet's for a network of 1000 outputs.
+
+    Raises:
+        InputError: If it does not fit.
+    """
     if file is not None:
         return read_mapping(file, outputs, opened.classes)
     check(
