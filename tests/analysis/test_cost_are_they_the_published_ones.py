@@ -1,4 +1,4 @@
-"""The counts of `cost` against published figures; the tables are those of the models' own tests."""
+"""The counts of `measure_cost` against published figures; the tables are those of the models' own tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.test_slak_is_it_the_published_one import PUBLISHED as SLAK
 from models.test_unireplknet_costs_are_they_the_published_ones import PUBLISHED as UNIREPLKNET
 
 import widefield.models  # noqa: F401 - registers the models
-from widefield.analysis.cost import Cost, cost
+from widefield.analysis.cost import Cost, measure_cost
 from widefield.nn import ReparamConv2d
 from widefield.reparam import fold
 
@@ -26,7 +26,7 @@ def on_meta(name: str, **options: Any) -> Any:
 
 
 def at(model: Any, size: int) -> Cost:
-    return cost(model, (1, 3, size, size))
+    return measure_cost(model, (1, 3, size, size))
 
 
 @pytest.mark.parametrize("name", REPLKNET)
@@ -89,9 +89,9 @@ def test_pelk(name: str, size: tuple[int, int], gmacs: str) -> None:
     model = on_meta(name, position="none")
     assert fits(sum(parameter.numel() for parameter in model.parameters()) / 1e6, PELK_PARAMETERS[name])
     # The paper states the cost of dense kernels.
-    assert fits(cost(model, (1, 3, *size)).total.macs / 1e9, gmacs)
+    assert fits(measure_cost(model, (1, 3, *size)).total.macs / 1e9, gmacs)
     fold(model)
-    assert cost(model, (1, 3, *size)).total.macs / 1e9 == pytest.approx(float(gmacs), rel=0.005)
+    assert measure_cost(model, (1, 3, *size)).total.macs / 1e9 == pytest.approx(float(gmacs), rel=0.005)
 
 
 def test_a_quarter_of_pelk_t_is_in_its_large_kernels() -> None:

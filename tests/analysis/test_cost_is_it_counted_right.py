@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from widefield._core.errors import InputError
-from widefield.analysis.cost import Cost, cost
+from widefield.analysis.cost import Cost, measure_cost
 from widefield.analysis.latency import measure_latency
 from widefield.reparam import fold
 
@@ -28,7 +28,7 @@ class SmallNet(nn.Module):
 
 
 def test_a_small_network_is_counted_by_hand() -> None:
-    found = cost(SmallNet(), (2, 3, 8, 8))
+    found = measure_cost(SmallNet(), (2, 3, 8, 8))
     # Bytes of float32: two images, two maps of 8 channels, parameters.
     image, maps, conv, bias, matrix = 4 * 2 * 3 * 64, 4 * 2 * 8 * 64, 4 * 8 * 27, 4 * 8, 4 * 512 * 5
     body = found.module("body.0")
@@ -70,7 +70,7 @@ def test_macs_of_timms_models_are_those_of_torchs_counter(name: str) -> None:
 def agrees(model: nn.Module, size: tuple[int, ...]) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(size, device="meta"))
-    found = cost(model, size)
+    found = measure_cost(model, size)
     flops = counter.get_flop_counts()
     assert found.total.flops == counter.get_total_flops() > 0
     for module in found.modules[1:]:
@@ -89,7 +89,7 @@ class LooksAtValues(SmallNet):
 def test_a_network_that_looks_at_values_is_really_run_and_left_as_it_was() -> None:
     model = LooksAtValues().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    looking, plain = cost(model, (1, 3, 8, 8)), cost(SmallNet(), (1, 3, 8, 8))
+    looking, plain = measure_cost(model, (1, 3, 8, 8)), measure_cost(SmallNet(), (1, 3, 8, 8))
     assert looking.total.macs == plain.total.macs
     assert looking.module("head") == plain.module("head")
     assert all(module.training for module in model.modules())
@@ -103,11 +103,11 @@ def test_zeros_are_left_out_of_matrices_and_tied_parameters_are_counted_once() -
         first.weight[:, 0] = 0
         first.bias.zero_()
     model = nn.Sequential(first, second)
-    found = cost(model, (1, 6))
+    found = measure_cost(model, (1, 6))
     assert (found.total.parameters, found.total.nonzeros) == (36 + 12, 30 + 12)
     assert (found.module("1").parameters, found.module("1").nonzeros) == (42, 36)
     assert found.total.macs == 72
-    assert cost(model.to("meta"), (1, 6)).total.nonzeros is None
+    assert measure_cost(model.to("meta"), (1, 6)).total.nonzeros is None
 
 
 def test_large_kernels_have_the_share_of_their_taps() -> None:
@@ -116,7 +116,7 @@ def test_large_kernels_have_the_share_of_their_taps() -> None:
         nn.Conv2d(4, 4, 9, padding=4, bias=False),
         nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False),
     )
-    found = cost(model, (1, 4, 10, 10))
+    found = measure_cost(model, (1, 4, 10, 10))
     assert found.large_kernel_layers == 1
     assert (found.large_kernel_parameters, found.large_kernel_macs) == (4 * 81, 4 * 81 * 100)
     assert found.large_kernel_mac_share == pytest.approx(4 * 81 / (4 * 81 + 16 * 81 + 4 * 25))
@@ -140,7 +140,7 @@ def test_large_kernels_of_a_merged_network_have_one_mac_for_each_tap_and_locatio
         model(torch.empty(1, 3, 64, 64, device="meta"))
     for handle in handles:
         handle.remove()
-    assert cost(model, (1, 3, 64, 64)).large_kernel_macs == sum(taps)
+    assert measure_cost(model, (1, 3, 64, 64)).large_kernel_macs == sum(taps)
 
 
 # Stripe length, channels and side of the map of each block.
@@ -148,7 +148,7 @@ _SLAK_LAYERS = ((51, 16, 16), (49, 24, 8), (47, 32, 4), (47, 32, 4), (13, 40, 2)
 
 
 def test_figures_can_be_kept() -> None:
-    found = cost(SmallNet(), (1, 3, 8, 8))
+    found = measure_cost(SmallNet(), (1, 3, 8, 8))
     plain = json.loads(json.dumps(found.to_plain()))
     assert plain["macs"] == found.total.macs
     assert plain["modules"][0]["name"] == ""
@@ -159,10 +159,10 @@ def test_figures_can_be_kept() -> None:
 
 def test_an_input_that_the_network_does_not_take() -> None:
     with pytest.raises(InputError, match=r"Expected an input that SmallNet takes, but got one of size \(1, 4, 8, 8\)"):
-        cost(SmallNet(), (1, 4, 8, 8))
+        measure_cost(SmallNet(), (1, 4, 8, 8))
     swin = timm.create_model("swin_tiny_patch4_window7_224", device="meta")
     with pytest.raises(InputError, match=r"\(AssertionError: Input height .*: give the size that it was made for\."):
-        cost(swin, (1, 3, 160, 160))
+        measure_cost(swin, (1, 3, 160, 160))
 
 
 def test_latency_is_told_by_quantiles_in_order() -> None:

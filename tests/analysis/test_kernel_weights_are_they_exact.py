@@ -14,7 +14,7 @@ from support.random_statistics import randomise
 from torch import Tensor, nn
 
 from widefield.analysis.kernel_plot import draw_kernel_weights
-from widefield.analysis.kernel_weights import KernelWeights, kernel_weights, save_kernel_weights
+from widefield.analysis.kernel_weights import KernelWeights, measure_kernel_weights, save_kernel_weights
 from widefield.nn import ReparamConv2d
 from widefield.reparam import fold
 
@@ -25,7 +25,7 @@ def measured(kernel: Tensor, channels: int = 3) -> KernelWeights:
     conv = nn.Conv2d(channels, channels, (height, width), groups=channels)
     with torch.no_grad():
         conv.weight.copy_(kernel.expand_as(conv.weight))
-    return kernel_weights(conv)[0]
+    return measure_kernel_weights(conv)[0]
 
 
 def test_a_kernel_of_one_tap_lies_in_the_centre() -> None:
@@ -95,7 +95,7 @@ def reference(weight: Tensor, dilation: tuple[int, int]) -> dict[str, Any]:
 def test_figures_are_those_of_the_definitions(size: tuple[int, int], dilation: tuple[int, int], groups: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, size, dilation=dilation, groups=groups).double()
-    layer = kernel_weights(nn.Sequential(conv, nn.ReLU()))[0]
+    layer = measure_kernel_weights(nn.Sequential(conv, nn.ReLU()))[0]
     expected = reference(conv.weight.detach(), dilation)
     assert (layer.name, layer.channels, layer.is_depthwise) == ("0", 6, groups == 6)
     assert layer.kernel_size == expected["size"]
@@ -114,7 +114,7 @@ def test_figures_are_those_of_the_definitions(size: tuple[int, int], dilation: t
 def test_branches_are_seen_as_the_one_kernel_that_they_merge_to(family: Family) -> None:
     model = randomise(family.make()).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    layers = kernel_weights(model)
+    layers = measure_kernel_weights(model)
     assert len(layers) >= 3
     assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -133,9 +133,9 @@ def test_branches_are_seen_as_the_one_kernel_that_they_merge_to(family: Family) 
 
 def test_stripes_of_a_merged_network_are_still_a_cross() -> None:
     model = randomise(FAMILIES[1].make()).eval()
-    branched = kernel_weights(model)
+    branched = measure_kernel_weights(model)
     fold(model)
-    for before, after in zip(branched, kernel_weights(model), strict=True):
+    for before, after in zip(branched, measure_kernel_weights(model), strict=True):
         assert (before.name, before.kernel_size) == (after.name, after.kernel_size)
         torch.testing.assert_close(before.map, after.map, rtol=1e-4, atol=1e-5)
         reach = before.kernel_size[0] // 2 - 2
@@ -157,7 +157,7 @@ class WithShortcut(nn.Module):
 
 def test_what_a_users_block_does_counts_and_not_what_it_is_made_of() -> None:
     block = randomise(WithShortcut()).eval()
-    layer = kernel_weights(nn.ModuleDict({"block": block}))[0]
+    layer = measure_kernel_weights(nn.ModuleDict({"block": block}))[0]
     assert block.norm.running_var is not None
     scale = block.norm.weight / (block.norm.running_var + block.norm.eps).sqrt()
     kernel = block.conv.weight.detach() * scale.detach().reshape(-1, 1, 1, 1)
@@ -170,7 +170,7 @@ def test_what_a_users_block_does_counts_and_not_what_it_is_made_of() -> None:
 def test_a_block_that_is_no_convolution_shows_the_convolutions_in_it() -> None:
     bent = randomise(WithShortcut(nn.ReLU())).eval()
     model = nn.ModuleDict({"bent": bent, "chain": nn.Sequential(bent.conv, nn.Conv2d(4, 4, 9, padding=4, groups=4))})
-    layers = kernel_weights(model)
+    layers = measure_kernel_weights(model)
     assert [(layer.name, layer.kernel_size) for layer in layers] == [
         ("bent.conv", (7, 7)),
         ("chain.0", (7, 7)),
@@ -182,11 +182,11 @@ def test_a_block_that_is_no_convolution_shows_the_convolutions_in_it() -> None:
 
 def test_layers_can_be_chosen_by_name_size_and_place() -> None:
     model = FAMILIES[0].make(kernel_sizes=(15, 13, 9, 7)).eval()
-    sizes = [layer.kernel_size[0] for layer in kernel_weights(model)]
+    sizes = [layer.kernel_size[0] for layer in measure_kernel_weights(model)]
     assert sizes == sorted(sizes, reverse=True)
-    assert {layer.kernel_size for layer in kernel_weights(model, min_size=13)} == {(15, 15), (13, 13)}
+    assert {layer.kernel_size for layer in measure_kernel_weights(model, min_size=13)} == {(15, 15), (13, 13)}
     told: list[tuple[int, int]] = []
-    chosen = kernel_weights(
+    chosen = measure_kernel_weights(
         model,
         layers=["stages.3", "stages.0.blocks.0.large_kernel"],
         progress=lambda done, all_: told.append((done, all_)),
@@ -202,7 +202,8 @@ def test_a_network_of_zeros_has_no_shares() -> None:
 
 
 def test_figures_are_kept_and_drawn(tmp_path: Path) -> None:
-    layers = kernel_weights(randomise(nn.Sequential(ReparamConv2d(4, 13), nn.ReLU(), ReparamConv2d(4, 9))).eval())
+    network = randomise(nn.Sequential(ReparamConv2d(4, 13), nn.ReLU(), ReparamConv2d(4, 9))).eval()
+    layers = measure_kernel_weights(network)
     save_kernel_weights(tmp_path / "kernels.json", layers)
     kept = json.loads((tmp_path / "kernels.json").read_text(encoding="utf-8"))
     assert [(entry["name"], entry["kernel_size"]) for entry in kept] == [("0", [13, 13]), ("2", [9, 9])]

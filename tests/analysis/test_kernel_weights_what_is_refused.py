@@ -9,7 +9,7 @@ from torch import nn
 
 from widefield._core.errors import InputError
 from widefield.analysis.kernel_plot import draw_kernel_weights
-from widefield.analysis.kernel_weights import kernel_weights
+from widefield.analysis.kernel_weights import measure_kernel_weights
 from widefield.nn import ReparamConv2d
 
 
@@ -28,7 +28,7 @@ from widefield.nn import ReparamConv2d
 )
 def test_networks_without_large_kernels(model: nn.Module, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        kernel_weights(model)
+        measure_kernel_weights(model)
 
 
 def test_layers_that_are_not_there() -> None:
@@ -36,24 +36,24 @@ def test_layers_that_are_not_there() -> None:
     with pytest.raises(
         InputError, match="the name of a layer with a large kernel, but got 'conv2': did you mean 'conv1'"
     ):
-        kernel_weights(model, layers=["conv2"])
+        measure_kernel_weights(model, layers=["conv2"])
 
 
 def test_weights_that_are_missing_or_not_finite() -> None:
     with pytest.raises(InputError, match="Expected a network with values, but got one on the meta device: make it on"):
-        kernel_weights(nn.Sequential(ReparamConv2d(4, 9, device="meta")))
+        measure_kernel_weights(nn.Sequential(ReparamConv2d(4, 9, device="meta")))
     conv = nn.Conv2d(1, 1, 7)
     with torch.no_grad():
         conv.weight[0, 0, 3, 3] = torch.nan
     with pytest.raises(
         InputError, match="Expected kernels of finite numbers, but got some that are not in Conv2d: look"
     ):
-        kernel_weights(conv)
+        measure_kernel_weights(conv)
 
 
 @pytest.mark.parametrize("share", [0, 1.5])
 def test_shares_that_are_none(share: float) -> None:
-    layer = kernel_weights(nn.Conv2d(1, 1, 7))[0]
+    layer = measure_kernel_weights(nn.Conv2d(1, 1, 7))[0]
     with pytest.raises(InputError, match=f"Expected a share above 0 and up to 1, but got {share}: give, for instance"):
         layer.effective_size(share)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from widefield.analysis.cost import cost
+from widefield.analysis.cost import measure_cost
 from widefield.reparam import fold
 from widefield.tasks.classification import open_model
 
@@ -22,7 +22,7 @@ def test_networks_are_counted_side_by_side(widefield, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     model = open_model("replknet_nano").model
     fold(model)
-    expected = cost(model, (2, 3, 96, 96))
+    expected = measure_cost(model, (2, 3, 96, 96))
     kept = json.loads(figures.read_text(encoding="utf-8"))
     assert [entry["model"] for entry in kept] == ["replknet_nano", "convnext_atto"]
     assert kept[0] == {"model": "replknet_nano", "latency": None, **json.loads(json.dumps(expected.to_plain()))}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from widefield.analysis.kernel_weights import kernel_weights
+from widefield.analysis.kernel_weights import measure_kernel_weights
 from widefield.reparam import fold
 from widefield.tasks.classification import open_model
 
@@ -18,7 +18,7 @@ def test_the_kernels_of_a_network_are_told_kept_and_drawn(widefield, tmp_path: P
     assert outcome.code == 0, outcome.err
     model = open_model("unireplknet_a").model
     fold(model)
-    expected = kernel_weights(model, layers=["stages.3"])
+    expected = measure_kernel_weights(model, layers=["stages.3"])
     for layer in expected:
         assert layer.name in outcome.out
         assert f"{100 * layer.central_share:.1f} %" in outcome.out

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from widefield.analysis.categories import CATEGORIES
-from widefield.analysis.cost import cost
+from widefield.analysis.cost import measure_cost
 from widefield.analysis.explorer import ExploredLocations, explore
 from widefield.analysis.features import Features
-from widefield.analysis.kernel_weights import kernel_weights
+from widefield.analysis.kernel_weights import measure_kernel_weights
 from widefield.analysis.latency import Latency
 from widefield.analysis.receptive_field import ReceptiveField
 from widefield.analysis.report import ExploredPhoto, Report, Subject
@@ -78,8 +78,8 @@ def subject(name: str, width: float, *, photos: int = 1, is_full: bool = True) -
         weights="drawn",
         receptive_field=field(name, width),
         shape_bias=bias(int(width)) if is_full else None,
-        kernels=tuple(kernel_weights(network)) if is_full else (),
-        cost=cost(network, (1, 3, SIZE, SIZE)) if is_full else None,
+        kernels=tuple(measure_kernel_weights(network)) if is_full else (),
+        cost=measure_cost(network, (1, 3, SIZE, SIZE)) if is_full else None,
         latency=latency if is_full else None,
         explored=tuple(explored(width) for _ in range(photos)),
     )

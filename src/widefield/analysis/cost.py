@@ -128,7 +128,7 @@ class Cost:
         }
 
 
-def cost(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cost:
+def measure_cost(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cost:
     """Count what a forward pass in evaluation mode costs.
 
     Multiply-accumulates are those of torch's `FlopCounterMode`, halved. This is how the papers count: all convolutions

@@ -99,7 +99,7 @@ class KernelWeights:
 
 
 @torch.no_grad()
-def kernel_weights(
+def measure_kernel_weights(
     model: nn.Module,
     *,
     min_size: int = 7,

@@ -17,7 +17,7 @@ from torch import nn
 
 from widefield._core.checks import check
 from widefield._core.files import write_text_atomically
-from widefield.analysis.cost import Cost, cost
+from widefield.analysis.cost import Cost, measure_cost
 from widefield.analysis.cost_plot import draw_costs
 from widefield.analysis.latency import Latency, measure_latency
 from widefield.cli.arguments import parse
@@ -87,7 +87,7 @@ def run(words: Sequence[str]) -> None:
                 fold(opened.model, where=lambda _, module: type(module) is not nn.Sequential)
             size = arguments.size or opened.image_size
             shape = (arguments.batch, len(opened.mean), size, size)
-            costs[name] = cost(opened.model, shape)
+            costs[name] = measure_cost(opened.model, shape)
             if arguments.latency:
                 example = torch.randn(shape, device=arguments.device)
                 latencies[name] = measure_latency(

@@ -15,7 +15,7 @@ from torch import nn
 
 from widefield._core.checks import check
 from widefield.analysis.kernel_plot import draw_kernel_weights
-from widefield.analysis.kernel_weights import KernelWeights, kernel_weights, save_kernel_weights
+from widefield.analysis.kernel_weights import KernelWeights, measure_kernel_weights, save_kernel_weights
 from widefield.cli.arguments import parse
 from widefield.reparam import fold
 from widefield.tasks.classification import open_model
@@ -66,7 +66,7 @@ def run(words: Sequence[str]) -> None:
     console = Console(highlight=False)
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("layers", total=None)
-        layers = kernel_weights(
+        layers = measure_kernel_weights(
             opened.model,
             min_size=arguments.min_size,
             layers=arguments.layers or None,

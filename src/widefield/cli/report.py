@@ -20,12 +20,12 @@ from torch import nn
 
 from widefield._core.checks import check
 from widefield.analysis.categories import CategoryMapping
-from widefield.analysis.cost import cost
+from widefield.analysis.cost import measure_cost
 from widefield.analysis.cue_conflict import Stimuli, open_cue_conflict
 from widefield.analysis.explorer import explore
 from widefield.analysis.features import Features
 from widefield.analysis.images import PhotoTensors
-from widefield.analysis.kernel_weights import kernel_weights
+from widefield.analysis.kernel_weights import measure_kernel_weights
 from widefield.analysis.large_kernels import large_kernels
 from widefield.analysis.latency import measure_latency
 from widefield.analysis.receptive_field_measurement import measure_receptive_field
@@ -191,8 +191,8 @@ def _look(
                 weights=opened.weights,
                 receptive_field=field,
                 shape_bias=bias,
-                kernels=tuple(kernel_weights(opened.model)) if large_kernels(opened.model, _LARGE) else (),
-                cost=cost(opened.model, shape),
+                kernels=tuple(measure_kernel_weights(opened.model)) if large_kernels(opened.model, _LARGE) else (),
+                cost=measure_cost(opened.model, shape),
                 latency=latency,
                 explored=explored,
             )
