@@ -75,6 +75,20 @@ def test_an_unknown_field_gets_the_nearest_name(widefield, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("slak_t_in1k_300ep", "--sparsity.update-evry", 100), "did you mean --sparsity.update-every"),
+        (("slak_t_in1k_300ep", "--sparsty.update-every", 100), "did you mean --sparsity.update-every"),
+        (("--sparsity.sparsty", 0.4), "did you mean --sparsity.sparsity"),
+        (("--sparsty.sparsity", 0.4), "or --sparsity.sparsity"),
+        (("--sparsty", "None"), "did you mean --sparsity or "),
+    ],
+)
+def test_an_unknown_field_of_a_config_that_may_be_none_gets_the_nearest_name(words, hint: str, widefield) -> None:
+    refused(widefield("train", *words), "an option of widefield train", hint)
+
+
 def test_a_value_of_another_type_leaves_with_code_2(widefield, tmp_path: Path) -> None:
     outcome = widefield("train", "--trainer.epochs", "many", "--output", tmp_path / "run")
     refused(outcome, "--trainer.epochs", "many")

@@ -52,6 +52,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(widefield, empty: Path) -> None:
 
 def test_a_dry_run_without_data_or_weights_says_so(widefield, empty: Path) -> None:
     words = ("--data.image-size", 32, "--scale-to-batch", 4, "--model.name", "unireplknet_a", "--ema.decay", None)
+    words += ("--distillation.teacher", "nowhere")
     outcome = widefield("train", "unireplknet_s_in22k_to_in1k_384", "--dry-run", *words)
     assert outcome.code == 0, outcome.err
     told = words_of(outcome.out)
@@ -60,6 +61,7 @@ def test_a_dry_run_without_data_or_weights_says_so(widefield, empty: Path) -> No
         "1,000 assumed in place of the data's",
         "updates unknown without the data",
         "weights missing. Expected a run folder or a checkpoint file, but got nothing at runs/unireplknet_s_in22k_90ep",
+        "teacher not counted. The data are missing, whose classes it has to share.",
         "random images, since the data are missing",
     ):
         assert part in told, part

@@ -43,6 +43,26 @@ def test_the_crop_fraction_widens_what_is_cut():
     assert tensor.abs().max() == 0
 
 
+@pytest.mark.parametrize(("mode", "reds", "blues"), [("center", 0, 0), ("squash", 8, 8)])
+def test_squashing_keeps_the_whole_image_and_cropping_its_middle(mode: Any, reds: int, blues: int):
+    wide = Image.new("RGB", (80, 40), "lime")
+    wide.paste("red", (0, 0, 20, 40))
+    wide.paste("blue", (60, 0, 80, 40))
+    data = DataConfig(image_size=32, crop_fraction=1.0, crop_mode=mode, mean=(0, 0, 0), std=(1, 1, 1))
+    row = evaluation_transform(data)(wide)[:, 16].round()
+    assert row.shape == (3, 32)
+    assert row[0].sum() == reds
+    assert row[2].sum() == blues
+
+
+def test_squashing_crops_as_the_fraction_says():
+    tall = Image.new("RGB", (60, 100), "white")
+    tall.paste("black", (6, 10, 54, 90))
+    data = DataConfig(image_size=80, crop_fraction=0.8, crop_mode="squash", mean=(0, 0, 0), std=(1, 1, 1))
+    inside = evaluation_transform(data)(tall)[:, 2:-2, 2:-2]
+    assert inside.abs().max() == 0
+
+
 def test_without_augmentation_training_sees_what_evaluation_sees():
     data = DataConfig(image_size=32)
     still = train_transform(data, AugmentationConfig(enabled=False))

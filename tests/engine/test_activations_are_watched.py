@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from engine.small_run import BlockNet, Classify, DropPathNet, Images, make_trainer
+from engine.small_run import BlockNet, Classify, DropPathNet, HalfMasked, Images, make_trainer
 from torch import Tensor, nn
 
-from widefield._core.errors import InputError
+from widefield._core.errors import InputError, RunError
 from widefield.engine import (
     ActivationMonitor,
     ActivationMonitorConfig,
     RunFolder,
+    TrainerConfig,
     compute_in_float32,
     select_modules,
 )
@@ -31,6 +32,10 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def monitor(*modules: str, every_steps: int = 1, threshold: float = 1e4) -> ActivationMonitor:
     return ActivationMonitor(ActivationMonitorConfig(modules=modules, every_steps=every_steps, threshold=threshold))
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.endswith("activation_monitor")]
 
 
 class Recorded(DropPathNet):
@@ -82,7 +87,9 @@ def test_what_is_not_finite_is_named_and_infinite_in_the_table(
 
     watch = monitor("stem", "norm2", threshold=1e6)
     result = make_trainer(folder, model=Overflowing(), epochs=2, skip_nonfinite=2, extensions=[watch]).fit()
-    assert "the output of stem (Conv2d) is not finite" in caplog.text
+    # The norm behind it has that from the stem, and is not named besides.
+    (text,) = warnings_of(caplog)
+    assert text.startswith("the output of stem (Conv2d) is not finite")
     assert [math.isinf(row["activation_max.stem"]) for row in result.history] == [True, False]
     assert [row["skipped"] for row in result.history] == [1, 0]
 
@@ -191,6 +198,88 @@ def test_two_ranks_report_the_larger_value(tmp_path: Path, run_small: Any) -> No
     values = [dict(zip(*(line.split(",") for line in lines), strict=True)) for lines in found]
     # Without drop path, whose draws belong to a rank, both see the same weights and between them the same images.
     assert float(values[0]["activation_max.stem"]) == pytest.approx(float(values[1]["activation_max.stem"]), rel=1e-4)
+
+
+class ExplodingBlockNet(BlockNet):
+    """Its second block explodes at the fourth training pass, when the weights are still finite."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.passes, self.factor = 0, factor
+        self.get_submodule("stages.0.blocks.1").register_forward_hook(self.explode)
+
+    def explode(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        self.passes += self.training
+        return output * self.factor if self.training and self.passes == 4 else output
+
+
+def test_a_monitored_run_records_every_block_and_stops_with_the_name_of_the_one_that_explodes(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: Any = {"epochs": 1, "monitor_activations": True, "log_every_steps": 5}
+    history = make_trainer(folder, model=BlockNet(), **changes).fit().history
+    names = [f"activation_max.stages.0.blocks.{number}" for number in range(3)]
+    assert all(0 < history[0][name] < 1e4 for name in names)
+    assert [name for name in history[0] if name.startswith("activation_max.")] == names
+    assert not warnings_of(caplog)
+
+    stopped = r"^The loss is nan at step 4 .* The first output that was not finite is that of stages\.0\.blocks\.1 "
+    stopped += r"\(Sequential\): name it in trainer\.float32_modules if the run is under autocast, or put a norm before"
+    with pytest.raises(RunError, match=stopped):
+        make_trainer(
+            RunFolder.create(folder.path / "other", False, 0), model=ExplodingBlockNet(math.inf), **changes
+        ).fit()
+    (text,) = warnings_of(caplog)
+    assert text.startswith("the output of stages.0.blocks.1 (Sequential) is not finite: lower optimizer.lr")
+
+
+def test_a_monitored_run_warns_of_a_block_above_the_limit_and_goes_on(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: Any = {"epochs": 1, "monitor_activations": True, "activation_limit": 1e5}
+    make_trainer(folder, model=ExplodingBlockNet(1e8), **changes).fit()
+    (text,) = warnings_of(caplog)
+    assert text.startswith("the output of stages.0.blocks.1 (Sequential) reaches ")
+    assert "above 100000: lower optimizer.lr, set trainer.clip_norm" in text
+
+
+def test_skipped_steps_that_end_a_monitored_run_name_the_module_too(folder: RunFolder) -> None:
+    stopped = "not finite in 1 step, the last of them step 4 .* is that of stages.0.blocks.1 "
+    with pytest.raises(RunError, match=stopped):
+        make_trainer(
+            folder,
+            model=ExplodingBlockNet(math.nan),
+            epochs=1,
+            monitor_activations=True,
+            skip_nonfinite=1,
+            extensions=[HalfMasked()],
+        ).fit()
+
+
+def test_a_monitored_run_blames_no_module_for_a_loss_that_fails_by_itself(folder: RunFolder) -> None:
+    task = Classify(Images())
+    task.at_loss[3] = lambda loss: loss * float("nan")
+    with pytest.raises(RunError, match=r"^The loss is nan at step 3 .* the last checkpoint before it is kept\.$"):
+        make_trainer(folder, task=task, model=BlockNet(), monitor_activations=True, log_every_steps=5).fit()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"monitor_activations": True, "compile": True},
+            "Expected trainer.monitor_activations without trainer.compile, but got both: turn one of them off",
+        ),
+        (
+            {"monitored_modules": ()},
+            "Expected trainer.monitored_modules, but got none: name some, such as stages",
+        ),
+        ({"activation_limit": -1.0}, "Expected a positive trainer.activation_limit, but got -1: raise it"),
+    ],
+)
+def test_a_run_that_cannot_be_monitored_is_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        TrainerConfig(**changes)
 
 
 def test_logging_is_quiet_below_the_threshold(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:

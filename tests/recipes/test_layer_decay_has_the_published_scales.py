@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from widefield import list_models
 from widefield._core.errors import InputError
 from widefield.engine import OptimizerConfig
 from widefield.engine.optim import parameter_groups
 from widefield.recipes import RECIPES, recipe
-from widefield.tasks.classification import RunConfig
+from widefield.tasks.classification import ModelConfig, RunConfig
 from widefield.tasks.classification.card import make_classifier
+from widefield.tasks.distillation import AdaptedStudent
 
 DECAYED = [name for name in RECIPES if recipe(name).optimizer.layer_decay_by == "layer"]
 DECAYED = [name for name in DECAYED if recipe(name).optimizer.layer_decay is not None]
@@ -71,10 +73,31 @@ def test_the_recipes_with_layers_are_those_that_were_published_so() -> None:
     assert len(DECAYED) == 4 + 1 + 2 + 4
 
 
-def test_eighteen_blocks_are_counted_without_the_published_gap() -> None:
+VARIANTS = [name for name in list_models() if re.fullmatch(r"unireplknet_\w+|(slak|pelk|convnext_lk)_[at]", name)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fewer_blocks_leave_the_published_layers_where_they_are(name: str) -> None:
     config = recipe("unireplknet_s_in22k_to_in1k_384")
-    _, scales = scales_of(replace(config, model=replace(config.model, name="unireplknet_t")))
-    assert min(scales.values()) == pytest.approx(0.8**10)
+    model, scales = scales_of(replace(config, model=ModelConfig(name=name)))
+    assert scales == {
+        parameter: pytest.approx(0.8 ** (13 - convnext_id(parameter))) for parameter, _ in model.named_parameters()
+    }
+    assert min(scales.values()) == pytest.approx(0.8**13)
+
+
+@pytest.mark.parametrize("name", ["unireplknet_a", "replknet_nano"])
+def test_a_student_with_adapters_has_the_scales_of_one_without(name: str) -> None:
+    config = replace(recipe("unireplknet_s_in22k_to_in1k_384"), model=ModelConfig(name=name))
+    student, alone = scales_of(config)
+    adapted = AdaptedStudent(student, student, (16, 32), 64)
+    names = {parameter: name for name, parameter in adapted.named_parameters()}
+    groups = parameter_groups(adapted, config.optimizer)
+    scales = {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    adapters = {name: scales.pop(name) for name in list(scales) if name.startswith("adapters.")}
+    assert set(adapters.values()) == {1.0}
+    assert len(adapters) == 4
+    assert {name.removeprefix("student."): scale for name, scale in scales.items()} == alone
 
 
 def test_the_extra_large_replknet_decays_by_stages() -> None:

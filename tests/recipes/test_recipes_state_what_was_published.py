@@ -25,6 +25,23 @@ def test_every_recipe_names_itself_documents_itself_and_survives_its_file(name: 
     assert read_config(path) == config
 
 
+def test_a_file_from_before_there_were_crop_modes_crops_the_centre(tmp_path) -> None:
+    config = recipe("replknet_31b_in1k_300ep")
+    text = config.to_yaml()
+    assert "\n  crop_mode: center\n" in text
+    path = tmp_path / "config.yaml"
+    path.write_text(text.replace("\n  crop_mode: center\n", "\n"))
+    assert read_config(path) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_images_of_384_pixels_are_evaluated_whole_and_squeezed(name: str) -> None:
+    data = recipe(name).data
+    assert (data.crop_mode == "squash") == (data.image_size == 384)
+    if data.crop_mode == "squash":
+        assert data.crop_fraction == 1.0
+
+
 ONE_FOR_EACH_NETWORK = {
     (model.name, model.kernel_sizes, model.options, model.head_init_scale): name
     for name, model in ((name, recipe(name).model) for name in RECIPES)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import tyro
 
@@ -85,8 +85,11 @@ def _option_names(kind: type[Any], prefix: str = "") -> list[str]:
     for field in dataclasses.fields(kind):
         name = prefix + field.name.replace("_", "-")
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            names += _option_names(cast("type[Any]", hint), f"{name}.")
-        else:
+        # A nested config that may be None is among the parts of a union, and an option by itself besides.
+        kinds: tuple[Any, ...] = (hint, *get_args(hint))
+        nested = [cast("type[Any]", kind) for kind in kinds if dataclasses.is_dataclass(kind)]
+        if hint not in nested:
             names.append(name)
+        for kind in nested:
+            names += _option_names(kind, f"{name}.")
     return names

@@ -113,6 +113,7 @@ def _classifier_card(published: Published) -> ClassifierCard | None:
     data = DataConfig(
         image_size=settings["input_size"][-1],
         crop_fraction=settings["crop_pct"],
+        crop_mode="squash" if settings.get("crop_mode") == "squash" else "center",
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
     )

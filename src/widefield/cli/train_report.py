@@ -90,6 +90,8 @@ def print_estimate(console: Console, config: RunConfig, estimate: Estimate, devi
         ]
     if estimate.missing_weights is not None:
         rows.append(("weights", f"missing. {estimate.missing_weights}"))
+    if estimate.missing_teacher is not None:
+        rows.append(("teacher", f"not counted. {estimate.missing_teacher}"))
     if trial is None or estimate.peak_bytes is None:
         rows.append(("memory", f"not enough on {device} for two steps of two images"))
     else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from widefield._core.errors import InputError, WidefieldError
 from widefield.data.errors import UndecodableImageError
@@ -109,7 +109,8 @@ class BatchReader(Dataset["BatchReading | WidefieldError"]):
             indices.append(index)
         if not images:
             return BatchReading(None, skipped)
-        stacked, labels = torch.stack(images), torch.tensor(targets, dtype=torch.int64)
+        # In a loader process this stacks into shared memory, which saves a copy of the whole batch on its way out.
+        stacked, labels = default_collate(images), torch.tensor(targets, dtype=torch.int64)
         if self._training is not None and self._training.mixing is not None:
             key = ("mixing", self._training.seed, request.epoch, request.batch, self._training.rank)
             seed_global_generators(seed_of(*key))

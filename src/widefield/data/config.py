@@ -33,7 +33,10 @@ class DataConfig:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """How images are resized."""
     crop_fraction: float = 0.9
-    """Share of the resized short side that the centre crop of evaluation keeps."""
+    """Share of the resized image that the centre crop of evaluation keeps."""
+    crop_mode: Literal["center", "squash"] = "center"
+    """How evaluation resizes before that crop: the short side, or both sides, so that the whole image becomes a
+    square and its proportions are lost."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of each channel, subtracted from values in 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD

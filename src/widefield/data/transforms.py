@@ -20,7 +20,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def evaluation_transform(data: DataConfig) -> Transform:
-    """Return the transform of evaluation and prediction: resize the short side, centre crop, normalise.
+    """Return the transform of evaluation and prediction: resize, centre crop, normalise.
 
     Args:
         data: Size, interpolation, crop and normalisation.
@@ -37,6 +37,7 @@ def evaluation_transform(data: DataConfig) -> Transform:
         mean=data.mean,
         std=data.std,
         crop_pct=data.crop_fraction,
+        crop_mode=data.crop_mode,
     )
     return transform
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from widefield._core.checks import check
+from widefield._core.errors import RunError
 from widefield.engine.module_selection import select_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch.utils.hooks import RemovableHandle
 
+    from widefield.engine.config import TrainerConfig
     from widefield.engine.protocol import RunContext
 
 logger = logging.getLogger(__name__)
@@ -50,11 +53,12 @@ class ActivationMonitor:
     Networks with large kernels can blow up deep inside while their inputs look harmless, as UniRepLKNet does on images
     far from the shape it was trained on; the loss then shows only that it is too late. `metrics.csv` gets a column
     `activation_max.MODULE` for each epoch, infinite where a value was not finite, and the first time that a module
-    crosses the threshold a warning names it. What helps, in this order: `trainer.clip_norm`, a longer warmup,
+    crosses the threshold a warning names it. Where several outputs of a pass are not finite, it is the first, from
+    which the others have it. What helps, in this order: `trainer.clip_norm`, a longer warmup,
     `trainer.float32_modules` for the module that is named if the run is under autocast, and a norm before it.
 
-    A forward pass that is not watched costs one call of a hook on the model; one that is watched costs a pass over
-    each output and one read from the device.
+    `trainer.monitor_activations` puts one that sees every pass into a run. A forward pass that is not watched costs one
+    call of a hook on the model; one that is watched costs a pass over each output and one read from the device.
 
     Args:
         config: What is watched.
@@ -69,6 +73,7 @@ class ActivationMonitor:
         self._forwards = 0
         self._maxima: dict[str, float] = {}
         self._warned: set[str] = set()
+        self._culprit: str | None = None
         self._seen: dict[str, Tensor] = {}
         self._watched: dict[str, nn.Module] = {}
         self._handles: list[RemovableHandle] = []
@@ -90,6 +95,7 @@ class ActivationMonitor:
         self._watched = select_modules(context.model, self.config.modules)
         self._forwards, self._maxima = 0, dict.fromkeys(self._watched, 0.0)
         self._warned.clear()
+        self._culprit = None
         self._handles = [
             context.model.register_forward_pre_hook(self._enter),
             context.model.register_forward_hook(self._leave, always_call=True),
@@ -119,6 +125,24 @@ class ActivationMonitor:
             handle.remove()
         self._handles, self._passing = [], []
         self._watched, self._context = {}, None
+
+    @contextmanager
+    def naming_culprits(self) -> Iterator[None]:
+        """Within a step, add the first module of this rank whose output was not finite to the error that ends the run.
+
+        Raises:
+            RunError: The one that was raised within, with the name.
+        """
+        self._culprit = None
+        try:
+            yield
+        except RunError as error:
+            if self._culprit is None:
+                raise
+            raise RunError(
+                f"{error} The first output that was not finite is that of {self._culprit}: name it in "
+                "trainer.float32_modules if the run is under autocast, or put a norm before it."
+            ) from error
 
     def _reduced(self) -> dict[str, float]:
         if self._context is None or self._context.world_size == 1:
@@ -158,10 +182,15 @@ class ActivationMonitor:
         if not self._seen:
             return
         sizes = torch.stack(list(self._seen.values())).tolist()
+        is_spoilt = False
         for name, size in zip(self._seen, sizes, strict=True):
             finite = math.isfinite(size)
             self._maxima[name] = max(self._maxima[name], size if finite else math.inf)
-            if self._maxima[name] > self.config.threshold and name not in self._warned:
+            if not finite and self._culprit is None:
+                self._culprit = f"{name} ({type(self._watched[name]).__name__})"
+            is_odd = size > self.config.threshold if finite else not is_spoilt
+            is_spoilt = is_spoilt or not finite
+            if is_odd and name not in self._warned:
                 self._warned.add(name)
                 logger.warning(
                     "the output of %s (%s) %s: lower optimizer.lr, set trainer.clip_norm, or name it in "
@@ -171,3 +200,12 @@ class ActivationMonitor:
                     f"reaches {size:.3g}, above {self.config.threshold:g}" if finite else "is not finite",
                 )
         self._seen.clear()
+
+
+def activation_monitor(config: TrainerConfig) -> ActivationMonitor | None:
+    """Return the monitor of every pass that a run asks for, if it does."""
+    if not config.monitor_activations:
+        return None
+    return ActivationMonitor(
+        ActivationMonitorConfig(modules=config.monitored_modules, every_steps=1, threshold=config.activation_limit)
+    )

@@ -114,6 +114,18 @@ class TrainerConfig:
     float32_modules: tuple[str, ...] = ()
     """Modules that compute in float32 under autocast, by name; a star stands for anything between two dots."""
 
+    monitor_activations: bool = False
+    """Note the largest magnitude of the outputs of `monitored_modules` at every step, as `activation_max.MODULE` in
+    `metrics.csv`, and name the first of them that is not finite where the run stops for that. For networks that blow up
+    deep inside, as UniRepLKNet can on images of unusual shapes; the module named then goes into `float32_modules`, and
+    `clip_norm` and a longer warmup help. Each step waits for the device once."""
+
+    monitored_modules: tuple[str, ...] = ("stages.*.blocks.*",)
+    """Modules that `monitor_activations` watches, by name, with stars as above."""
+
+    activation_limit: float = 1e4
+    """Magnitude above which `monitor_activations` warns, once for each module; fp16 ends at 65504."""
+
     sharding: Literal["none", "fsdp"] = "none"
     """Keep a copy of parameters and optimizer state in every process, or spread them with FSDP2; both leave the same
     checkpoints. Without effect in one process."""
@@ -157,6 +169,24 @@ class TrainerConfig:
             "trainer.float32_modules without trainer.compile",
             "both",
             "turn one of them off",
+        )
+        check(
+            not (self.compile and self.monitor_activations),
+            "trainer.monitor_activations without trainer.compile",
+            "both",
+            "turn one of them off",
+        )
+        check(
+            bool(self.monitored_modules),
+            "trainer.monitored_modules",
+            "none",
+            "name some, such as stages.*, or leave trainer.monitor_activations off",
+        )
+        check(
+            self.activation_limit > 0,
+            "a positive trainer.activation_limit",
+            f"{self.activation_limit:g}",
+            "raise it",
         )
         check(
             self.sharding == "none" or (self.precision != "fp16" and not self.compile),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from widefield._core.checks import check, check_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from timm.scheduler.scheduler import Scheduler
     from torch import nn
@@ -25,7 +27,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     weight decay. Frozen parameters are left out, tied ones appear once.
 
     Args:
-        model: Any module; `group_matcher()` gives the layers if it has one.
+        model: Any module; `group_matcher()` gives the layers if it has one, and `layer_decay_ids()` their places where
+            they do not follow each other without gaps.
         config: Weight decay and layer decay.
 
     Returns:
@@ -39,9 +42,16 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     # timm's layer-wise groups exempt one-dimensional parameters only, not biases of shape (C, 1, 1).
     no_decay |= {glob.escape(name) for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"}
     grouped: Any = model if config.layer_decay_by == "layer" else _ByStage(model)
-    return param_groups_layer_decay(
+    groups = param_groups_layer_decay(
         grouped, config.weight_decay, no_weight_decay_list=no_decay, layer_decay=config.layer_decay
     )
+    if config.layer_decay_by == "layer" and hasattr(model, "layer_decay_ids"):
+        ids: Mapping[str, int] = cast("Any", model).layer_decay_ids()
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for group in groups:
+            # timm's layers are the ids in the same order: a group has one of them.
+            group["lr_scale"] = config.layer_decay ** (max(ids.values()) - ids[names[group["params"][0]]])
+    return groups
 
 
 class _ByStage:

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from widefield._core.checks import check, check_name
 from widefield._core.errors import RunError
+from widefield.engine.activation_monitor import activation_monitor
 from widefield.engine.checkpointing import (
     best_weights_path,
     disk_errors,
@@ -105,7 +106,9 @@ class TrainingRun:
             skipped=self._skipped,
         )
         self._losses = LossRecord()
-        self._extensions = Extensions(trainer.extensions)
+        self._monitor = activation_monitor(config)
+        own = () if self._monitor is None else (self._monitor,)
+        self._extensions = Extensions((*trainer.extensions, *own))
         self._snapshot = Snapshot(
             model=self._model,
             optimizer=trainer.optimizer,
@@ -221,11 +224,16 @@ class TrainingRun:
         progress, config = self._progress, self._config
         size = min(config.accumulate_steps, len(self._trainer.loader) - progress.batch)
         progress.lr = lr = float(max(group["lr"] for group in self._trainer.optimizer.param_groups))
-        loss, is_skipped = self._gradients.run(batches, size, progress.step + 1, lr)
-        progress.step += 1
-        progress.batch += size
+        with nullcontext() if self._monitor is None else self._monitor.naming_culprits():
+            loss, is_skipped = self._gradients.run(batches, size, progress.step + 1, lr)
+            progress.step += 1
+            progress.batch += size
+            if not is_skipped:
+                self._losses.add(progress.step, lr, size, loss)
+                if self._monitor is not None:
+                    # At once: after an update with it, every module is not finite.
+                    self._losses.read(self._accelerator)
         if not is_skipped:
-            self._losses.add(progress.step, lr, size, loss)
             if self._ema is not None:
                 self._ema.update(self._model, progress.step)
             self._extensions.after_step(progress.step)

@@ -18,6 +18,9 @@ from widefield.reparam import check_evaluation_mode, fold_scale_after
 EPS = 1e-6
 """Of every LayerNorm."""
 
+_LAST_STAGE = 12
+"""Layer of the last stage in the published groups, which are made for 27 blocks in the third."""
+
 
 class ConvNeXtBlock(nn.Module):
     """``x + gamma * fc2(GELU(fc1(LayerNorm(large_kernel(x)))))``.
@@ -149,6 +152,18 @@ class ConvNeXtBackbone(HierarchicalBackbone):
         """Return ConvNeXt's layer groups for layer-wise learning-rate decay; see `convnext_groups`."""
         return convnext_groups(self.stages, coarse=coarse)
 
+    def layer_decay_ids(self) -> dict[str, int]:
+        """Return the published layer of each parameter: from 0 for the stem to 13 for norm and head.
+
+        They are the groups of `group_matcher`, but the last stage is in 12 however few blocks the third one has.
+        """
+        from timm.models import group_parameters
+
+        layers = cast("dict[str, int]", group_parameters(self, self.group_matcher(), reverse=True))
+        below = 3 + _triples(self.stages)
+        gap = max(0, _LAST_STAGE - below)
+        return {name: layer if layer < below else layer + gap for name, layer in layers.items()}
+
 
 def convnext_stages(
     channels: Sequence[int],
@@ -213,7 +228,7 @@ def convnext_groups(stages: nn.Sequential, *, coarse: bool) -> dict[str, Any]:
     """
     if coarse:
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
-    triples = sum(-(-len(cast("Stage", stage).blocks) // 3) for stage in stages[2:3])
+    triples = _triples(stages)
     chunks = [
         (rf"^stages\.2\.blocks\.(?:{'|'.join(str(3 * chunk + entry) for entry in range(3))})\.", (3 + chunk,))
         for chunk in range(triples)
@@ -228,6 +243,10 @@ def convnext_groups(stages: nn.Sequential, *, coarse: bool) -> dict[str, Any]:
             (r"^stages\.3\.", (3 + triples,)),
         ],
     }
+
+
+def _triples(stages: nn.Sequential) -> int:
+    return sum(-(-len(cast("Stage", stage).blocks) // 3) for stage in stages[2:3])
 
 
 def _patches(in_channels: int, out_channels: int, factory: dict[str, Any]) -> nn.Sequential:

@@ -74,7 +74,8 @@ def fine_tuning(
 ) -> RunConfig:
     """Return a run on ImageNet-1K from trained weights, without mixing and almost without weight decay.
 
-    The defaults are those of ConvNeXt's fine-tuning. Images of 384 pixels and more are evaluated uncropped.
+    The defaults are those of ConvNeXt's fine-tuning. Images of 384 pixels and more are evaluated whole, squeezed to a
+    square, as the code of ConvNeXt, RepLKNet and UniRepLKNet does.
 
     Args:
         recipe: Its name.
@@ -102,6 +103,7 @@ def fine_tuning(
             batch_size=batch_size,
             workers=8,
             crop_fraction=1.0 if image_size >= 384 else 0.875,
+            crop_mode="squash" if image_size >= 384 else "center",
         ),
         augmentation=AugmentationConfig(label_smoothing=label_smoothing),
         optimizer=OptimizerConfig(lr=lr, weight_decay=1e-8, layer_decay=layer_decay),

@@ -8,13 +8,12 @@ which are what the released checkpoints come with:
   (``--schedule.warmup-epochs 5``);
 * learning rate of L and XL on ImageNet-22K: 1e-3, as the commands say; Table 17 says 4e-3 (``--optimizer.lr 4e-3``).
 
-Not stated: mixing on ImageNet-22K, where ConvNeXt's 0.8 and 1.0 stand here. The authors evaluate at 384 px on whole
-images squeezed to a square; here the short side is resized and the centre kept.
+Not stated: mixing on ImageNet-22K, where ConvNeXt's 0.8 and 1.0 stand here. At 384 px whole images are evaluated,
+squeezed to a square (``--data.crop-mode squash``).
 
 Layer decay has the published groups: stem 0, first two stages 1 and 2 with the downsamplings 2 and 3 after them,
-triples of the third stage from 3, last downsampling and stage 12, norm and head 13, each with rate^(13 - group). This
-holds for the published recipes (27 blocks in the third stage). In T, with 18, the triples end at 8, so that the
-published groups skip 9 to 11; here they are counted without a gap (stem: rate^10 in place of rate^13).
+triples of the third stage from 3, last downsampling and stage 12, norm and head 13, each with rate^(13 - group). So it
+is in the smaller variants too, whose third stages end below 11: T has no groups 9 to 11.
 
 Command, one machine with 8 GPUs, the batch made up by accumulation::
 

@@ -193,6 +193,7 @@ def _foreign_card(
     data = DataConfig(
         image_size=settings["input_size"][-1],
         crop_fraction=settings["crop_pct"],
+        crop_mode="squash" if settings["crop_mode"] == "squash" else "center",
         interpolation="bilinear" if settings["interpolation"] == "bilinear" else "bicubic",
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),

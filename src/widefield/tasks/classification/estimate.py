@@ -18,6 +18,7 @@ from widefield.tasks.classification.card import find_checkpoint, make_classifier
 from widefield.tasks.classification.config import ModelConfig, RunConfig
 from widefield.tasks.classification.run import check_image_size
 from widefield.tasks.classification.trial import Trial, TrialPlan, Trials, run_trials
+from widefield.tasks.distillation import DistillationConfig
 
 STEPS = 10
 """Timed steps."""
@@ -59,6 +60,8 @@ class Estimate:
     """What was found, or why nothing was."""
     missing_weights: str | None
     """Why the weights to start from cannot be used, if so."""
+    missing_teacher: str | None
+    """Why the teacher is not part of memory and time, if so."""
     num_classes: int
     costs: Costs
     counts: Counts | None
@@ -90,7 +93,7 @@ def estimate(config: RunConfig, *, device: str, world_size: int = 1) -> Estimate
         The estimate.
 
     Raises:
-        InputError: If the run could not start for a reason other than missing data or weights.
+        InputError: If the run could not start for a reason other than missing data, weights or teacher.
     """
     splits: Splits | None = None
     try:
@@ -102,8 +105,9 @@ def estimate(config: RunConfig, *, device: str, world_size: int = 1) -> Estimate
     classes = _CLASSES if splits is None else len(splits.train.classes)
     counts = None if splits is None else _counts(config, splits, world_size)
     size = max(1, config.data.batch_size // world_size)
+    missing_teacher = _missing_teacher(config, splits)
     trials = run_trials(
-        config,
+        config if missing_teacher is None else replace(config, distillation=DistillationConfig()),
         TrialPlan(
             sizes=_sizes(size),
             num_classes=classes,
@@ -117,7 +121,8 @@ def estimate(config: RunConfig, *, device: str, world_size: int = 1) -> Estimate
     trial = trials.timed
     return Estimate(
         data=found,
-        missing_weights=_missing_weights(config.model),
+        missing_weights=None if config.model.weights is None else _missing(config.model.weights),
+        missing_teacher=missing_teacher,
         num_classes=classes,
         costs=count_costs(config.model, classes, config.data.image_size),
         counts=counts,
@@ -204,11 +209,17 @@ def _seconds(config: RunConfig, counts: Counts, trial: Trial, world_size: int) -
     return config.trainer.epochs * (images * spent(trial.step_s) + validation * spent(trial.evaluation_s))
 
 
-def _missing_weights(config: ModelConfig) -> str | None:
-    if config.weights is None:
+def _missing_teacher(config: RunConfig, splits: Splits | None) -> str | None:
+    if config.distillation.teacher is None:
         return None
+    if splits is None:
+        return "The data are missing, whose classes it has to share."
+    return _missing(config.distillation.teacher)
+
+
+def _missing(checkpoint: str) -> str | None:
     try:
-        find_checkpoint(Path(config.weights), "branched")
+        find_checkpoint(Path(checkpoint), "branched")
     except InputError as error:
         return str(error)
     return None

@@ -33,7 +33,7 @@ from widefield.tasks.classification.evaluation import Evaluation, evaluate
 from widefield.tasks.classification.figures import draw_confusion, draw_curves
 from widefield.tasks.classification.sparse import SparsityExtension, first_masks
 from widefield.tasks.classification.task import ClassificationTask
-from widefield.tasks.distillation import DistillationTask, student_weights
+from widefield.tasks.distillation import DistillationTask, student_patterns, student_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,11 @@ def train(
         loader,
         folder,
         extensions=extensions,
-        trainer=config.trainer,
+        trainer=replace(
+            config.trainer,
+            float32_modules=student_patterns(trained, config.trainer.float32_modules),
+            monitored_modules=student_patterns(trained, config.trainer.monitored_modules),
+        ),
         optimizer=config.optimizer,
         schedule=config.schedule,
         ema=config.ema,

@@ -3,8 +3,8 @@
 Memory is the peak of a whole process that has done nothing else. On a CPU that is its resident set, interpreter and
 libraries included (the kernel's high-water mark, which starts anew with each program, where there is one); on an
 accelerator what torch's allocator held, without the driver's own half gigabyte or so. Processes that load images are
-not counted, nor is a teacher; parameters are whole even where the run would shard them. Steps run eagerly even where
-the run would compile them, since compiling takes minutes.
+not counted. A teacher is, where the data are there, whose classes it has to share. Parameters are whole even where the
+run would shard them. Steps run eagerly even where the run would compile them, since compiling takes minutes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,10 +26,13 @@ from torch import Tensor, nn
 
 from widefield._core.errors import WidefieldError
 from widefield._core.memory import keep_freed_memory
-from widefield.data import Batch, ImageSource, open_splits, train_loader
+from widefield.data import Batch, ImageSource, Splits, evaluation_loader, open_splits, train_loader
 from widefield.engine import ModelEma, make_optimizer, seed_everything
 from widefield.tasks.classification.card import make_classifier
 from widefield.tasks.classification.config import RunConfig
+from widefield.tasks.classification.distillation import start_distillation
+from widefield.tasks.classification.task import ClassificationTask
+from widefield.tasks.distillation import DistillationTask
 
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 _WARM_UP = 2
@@ -71,7 +74,8 @@ class TrialPlan:
     timed_steps: int = 0
     """Steps to time in the end, at the first size whose step is longer than `longest_step_s`, or else the last."""
     has_data: bool = False
-    """Whether the data are there, to be opened before the first step and read for the timed ones."""
+    """Whether the data are there, to be opened before the first step and read for the timed ones; without them a
+    teacher is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +160,8 @@ def _work(connection: Connection, config: RunConfig, plan: TrialPlan) -> None:
 
 def _trials(config: RunConfig, plan: TrialPlan) -> Iterator[Trial | Trials]:
     keep_freed_memory()
-    source = open_splits(config.data).train if plan.has_data else None
-    step = _Step(config, plan)
+    splits = open_splits(config.data) if plan.has_data else None
+    step = _Step(config, plan, splits)
     trials: list[Trial] = []
     for size in plan.sizes:
         if plan.limit_bytes is not None and len(trials) > 1 and predicted_bytes(trials, size) > plan.limit_bytes:
@@ -178,18 +182,33 @@ def _trials(config: RunConfig, plan: TrialPlan) -> Iterator[Trial | Trials]:
         return
     longest = math.inf if plan.longest_step_s is None else plan.longest_step_s
     size = next((trial.batch for trial in trials if trial.step_s > longest), trials[-1].batch)
-    batches = _drawn(config, size, plan.num_classes) if source is None else _read(config, source, size)
+    batches = _drawn(config, size, plan.num_classes) if splits is None else _read(config, splits.train, size)
     yield Trials(sizes=(), timed=step.trial(size, plan.timed_steps, batches, warm_up=0))
 
 
 class _Step:
-    """Model, optimizer and average, as a run would have them."""
+    """Model, teacher, optimizer and average, as a run would have them."""
 
-    def __init__(self, config: RunConfig, plan: TrialPlan) -> None:
+    def __init__(self, config: RunConfig, plan: TrialPlan, splits: Splits | None) -> None:
         self._config, self._trainer = config, config.trainer
         self._device = torch.device(plan.device)
         seed_everything(config.trainer.seed)
-        self._model: nn.Module = make_classifier(replace(config.model, weights=None), plan.num_classes).to(self._device)
+        self._model: nn.Module = make_classifier(replace(config.model, weights=None), plan.num_classes)
+        self._loss: Callable[[nn.Module, Batch], Tensor] = _cross_entropy
+        if splits is not None and config.distillation.teacher is not None:
+            distillation = start_distillation(
+                config.distillation,
+                self._model,
+                classes=splits.train.classes,
+                data=config.data,
+                device=self._device,
+                channels_last=self._trainer.channels_last,
+            )
+            validation = evaluation_loader(splits.validation, config.data)
+            task = ClassificationTask(validation, plan.num_classes, config.augmentation.label_smoothing)
+            self._loss = DistillationTask(task, distillation.teacher, config.distillation).loss
+            self._model = distillation.model
+        self._model.to(self._device)
         if self._trainer.channels_last:
             self._model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._optimizer = make_optimizer(self._model, config.optimizer)
@@ -225,9 +244,9 @@ class _Step:
     def _take(self, batch: Batch) -> None:
         self._done += 1
         self._model.train()
-        images, targets = self._moved(batch.images), batch.targets.to(self._device)
+        moved = Batch(self._moved(batch.images), batch.targets.to(self._device), batch.indices)
         with self._autocast():
-            loss = F.cross_entropy(self._model(images).float(), targets)
+            loss = self._loss(self._model, moved)
         loss.backward()
         if self._trainer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._trainer.clip_norm)
@@ -258,6 +277,10 @@ class _Step:
 
     def _peak_bytes(self) -> int:
         return _resident_peak() if self._device.type == "cpu" else torch.accelerator.max_memory_reserved(self._device)
+
+
+def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch.images).float(), batch.targets)
 
 
 def _drawn(config: RunConfig, size: int, num_classes: int) -> Iterator[Batch]:

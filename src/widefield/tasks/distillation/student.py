@@ -12,6 +12,7 @@ from widefield._core.checks import check
 from widefield.tasks.distillation.features import Answer, answer, feature_shapes, stages_at
 
 _PREFIX = "student."
+_ADAPTERS = "adapters"
 
 
 class AdaptedStudent(nn.Module):
@@ -77,6 +78,16 @@ class AdaptedStudent(nn.Module):
             for group, pattern in matcher.items()
         }
 
+    def layer_decay_ids(self) -> dict[str, int]:
+        """Return the student's places of its layers, by the names that they have here; the adapters' is the topmost."""
+        from timm.models import group_parameters
+
+        layers = cast("dict[str, int]", group_parameters(self, self.group_matcher(), reverse=True))
+        if not hasattr(self.student, "layer_decay_ids"):
+            return layers
+        own: Mapping[str, int] = cast("Any", self.student).layer_decay_ids()
+        return {name: own.get(name.removeprefix(_PREFIX), max(own.values())) for name in layers}
+
 
 def student_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of the student among those of what was trained.
@@ -88,6 +99,19 @@ def student_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
     if not isinstance(model, AdaptedStudent):
         return dict(weights)
     return {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+
+
+def student_patterns(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return patterns of the student's module names as they are among those of what was trained.
+
+    Args:
+        model: What is trained: a student, or one with adapters.
+        patterns: Such as "stages.2.blocks.*"; those that name the student or its adapters are kept.
+    """
+    if not isinstance(model, AdaptedStudent):
+        return tuple(patterns)
+    own = (_PREFIX.rstrip("."), _ADAPTERS)
+    return tuple(pattern if pattern.split(".")[0] in own else f"{_PREFIX}{pattern}" for pattern in patterns)
 
 
 def _prefixed(pattern: str) -> str:
