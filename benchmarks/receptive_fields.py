@@ -5,7 +5,8 @@
 
 Networks with random weights (seed 0, BatchNorm as it starts) at 224, 512 and 1024 px; networks that were trained, the
 run folders of ``--runs``, at 128 (their training size), 224 and 512 px, each beside its own random weights. Blocks
-whose layer scale starts at 1e-6 are all but closed, and a random network would show its stem alone: theirs is set to 1.
+whose layer scale starts at 1e-6, or whose last norm starts at 0, are closed, and a random network would show its stem
+alone: those of the first table start open, at 1.
 All are merged first, which leaves the function as it is. What is in the record is not measured again. The tables
 between the marks of the page are written anew.
 """
@@ -32,13 +33,14 @@ from widefield.tasks.classification import load_classifier, open_model
 from widefield.tasks.classification.card import make_classifier
 
 OPEN = {"layer_scale": 1.0}
+OPEN_RESNET = {"zero_init_last": False}
 NETWORKS: dict[str, dict[str, Any]] = {
     "replknet_3b": {},
     "replknet_7b": {},
     "replknet_13b": {},
     "replknet_31b": {},
-    "resnet101": {},
-    "resnet152": {},
+    "resnet101": OPEN_RESNET,
+    "resnet152": OPEN_RESNET,
     "slak_t": OPEN,
     "pelk_t": OPEN,
     "pelk_t_101": OPEN,

@@ -51,4 +51,4 @@ def open_page(browser: Any, path: Path, *, width: int, height: int, **options: A
 
 
 def _strange(url: str, path: Path) -> list[str]:
-    return [] if url == path.as_uri() or url.startswith("data:") else [f"request: {url[:80]}"]
+    return [] if url == path.as_uri() or url.startswith("data:") else [f"request: {url[-80:]}"]

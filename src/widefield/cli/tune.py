@@ -60,5 +60,6 @@ def run(words: Sequence[str]) -> None:
         a.output.write_text(table.as_json(), encoding="utf-8")
     path = a.output or tuning.keep(table)
     error = calibration.typical_error(table, record)
-    console.print(f"typical error of a predicted time: {error:.0%}")
-    console.print(f"costs of this machine: {path}" + ("" if a.output else " (used from now on; delete it to undo)"))
+    console.print(f"typical error of a predicted time: {error:.0%}", soft_wrap=True)
+    use = "" if a.output else " (used from now on; delete it to undo)"
+    console.print(f"costs of this machine: {path}{use}", soft_wrap=True)
