@@ -1,11 +1,10 @@
-"""Fit the tables of costs that come with the package to a record of ``widefield tune --record``.
+"""Fit the tables of costs that come with the package to records of ``widefield tune --record``, one a kind of CPU.
 
-    widefield tune --problems 320 --output /dev/shm/costs.json --record benchmarks/results/cpu_calibration.json
-    python benchmarks/fit_costs.py benchmarks/results/cpu_calibration.json
+    widefield tune --problems 320 --output costs.json --record benchmarks/results/cpu_calibration.json
+    python benchmarks/fit_costs.py benchmarks/results/cpu_calibration*.json
 
-The record at hand was taken on a CPU with AVX2. The table for AVX-512 is a guess until somebody tunes there: oneDNN's
-multiplications are taken as 4.5 times as fast, as a comparison of single layers on two such machines suggests
-(channels_last C128 56x56 K31 at batch 4: 10.6 against 50 ms, two threads each), all else as equal.
+A record's table is that of the vector instructions it was measured with. Which regime a problem belongs to is asked of
+the running machine, so the records of other machines are left alone.
 """
 
 from __future__ import annotations
@@ -13,14 +12,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 from widefield.bench import calibration, records
 
 TABLES = Path(__file__).parent.parent / "src" / "widefield" / "ops" / "depthwise_conv" / "cost_tables"
-AVX512_FACTOR = 4.5
 
-record = records.read(Path(sys.argv[1]))
-table = calibration.fit(record)
-guess = calibration.with_faster_vectors(table, "AVX512", AVX512_FACTOR)
-for name, costs in (("avx2", table), ("avx512", guess)):
-    (TABLES / f"{name}.json").write_text(costs.as_json(), encoding="utf-8")
-print(f"typical error of a predicted time: {calibration.typical_error(table, record):.1%}")
+for path in sys.argv[1:]:
+    record = records.read(Path(path))
+    if record.environment.capability != torch.backends.cpu.get_cpu_capability():
+        print(f"{path}: measured with {record.environment.capability}, left alone")
+        continue
+    table = calibration.fit(record)
+    (TABLES / f"{table.capability.lower()}.json").write_text(table.as_json(), encoding="utf-8")
+    print(f"{table.capability}: typical error of a predicted time {calibration.typical_error(table, record):.1%}")

@@ -105,15 +105,3 @@ def test_the_fit_finds_the_coefficients_that_made_the_times() -> None:
     table = calibration.fit(record)
     assert table.coefficients["fft/forward/float32"] == pytest.approx(truth, abs=1e-6)
     assert calibration.typical_error(table, record) < 1e-6
-
-
-def test_a_guess_for_faster_vectors_touches_onednns_multiplications_alone() -> None:
-    from widefield.ops.depthwise_conv.costs import CostTable
-
-    ones = (1.0,) * 8
-    keys = ("channels_last/forward/float32", "fft/forward/float32", "aten/forward/float32/contiguous/wide")
-    table = CostTable(source="a", capability="AVX2", threads=2, coefficients=dict.fromkeys(keys, ones))
-    guess = calibration.with_faster_vectors(table, "AVX512", 4)
-    assert guess.coefficients[keys[0]] == (1, 1, 1, 0.25, 0.25, 0.25, 1, 1)
-    assert guess.coefficients[keys[1]] == guess.coefficients[keys[2]] == ones
-    assert "not measured" in guess.source

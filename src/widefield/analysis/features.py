@@ -73,8 +73,9 @@ class Features:
         if self._function is not None:
             output = self._guarded(lambda: cast("Any", self._function)(self.model, images), images)
             # What a function returns in four dimensions is (N, C, h, w) by its contract.
-            is_map = isinstance(output, Tensor) and output.dim() == 4
-            return output if is_map else self._as_map(output, images, self._is_channels_last)
+            if isinstance(output, Tensor) and output.dim() == 4:
+                return output
+            return self._as_map(output, images, self._is_channels_last)
         if self._name is None:
             self.find(images)
         tensor = self._output(images)

@@ -191,28 +191,3 @@ def typical_error(table: CostTable, record: Record) -> float:
                 predicted = table.predict(result.name, entry.pass_, clipped, record.environment.threads)
                 errors.append(abs(predicted / result.median_ms - 1))
     return float(np.median(errors))
-
-
-def with_faster_vectors(table: CostTable, capability: str, factor: float) -> CostTable:
-    """Return a guess for a CPU on which oneDNN's vector kernels multiply `factor` times as fast as in `table`.
-
-    The transforms and the loops that oneDNN does not vectorise keep their coefficients.
-
-    Args:
-        table: As fitted.
-        capability: Of the other CPU.
-        factor: Of the multiplications.
-    """
-    coefficients = {key: _sped_up(key, values, factor) for key, values in table.coefficients.items()}
-    source = f"{table.source}; oneDNN's multiplications taken as {factor:g} times as fast, not measured"
-    return CostTable(source=source, capability=capability, threads=table.threads, coefficients=coefficients)
-
-
-def _sped_up(key: str, values: tuple[float, ...], factor: float) -> tuple[float, ...]:
-    backend, pass_, precision, *_ = key.split("/")
-    is_looped = backend == "aten" and (pass_ == "grad_weight" or (pass_ == "forward" and key.endswith("wide")))
-    is_vector = backend in ("aten", "channels_last", "transposed", "correlation") and not is_looped
-    if not is_vector or precision == "float64" or (backend, pass_) == ("channels_last", "grad_weight"):
-        return values
-    # The counts of multiplications among the features of a direct convolution.
-    return tuple(value / factor if index in (3, 4, 5) else value for index, value in enumerate(values))
