@@ -15,7 +15,7 @@ from pathlib import Path
 WORDS = (
     *("train", "quickstart", "--augmentation.enabled", "False", "--data.workers", "0", "--trainer.epochs", "2"),
     *("--trainer.log-every-steps", "1", "--trainer.tensorboard", "False", "--trainer.device", "cpu"),
-    *("--optimizer.lr", "1e-5", "--schedule.warmup-epochs", "0", "--data.batch-size", "64"),
+    *("--optimizer.lr", "2e-6", "--schedule.warmup-epochs", "0", "--data.batch-size", "64"),
 )
 
 
