@@ -105,7 +105,9 @@ def config_of(arm: str, seed: int, classes: int, options: argparse.Namespace) ->
         teacher = str(folder_of("teacher", options.seeds[0], options))
         method: Any = arm.split("_")[1]
         temperature = 4.0 if method == "kd" else 1.0
-        return replace(config, distillation=DistillationConfig(teacher=teacher, method=method, temperature=temperature))
+        return replace(
+            config, distillation=DistillationConfig(teacher=teacher, methods=(method,), temperature=temperature)
+        )
     if arm == "sparse":
         # As SLaK-S and SLaK-B: the mask of a short run must change often.
         sparsity = SparsityConfig(

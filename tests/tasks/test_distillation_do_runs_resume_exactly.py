@@ -55,7 +55,7 @@ def teachers(monkeypatch: pytest.MonkeyPatch) -> list[Distillation]:
 
 def test_a_run_cut_short_ends_bit_equal_and_its_teacher_is_as_it_was(tmp_path: Path, teachers: list[Any]) -> None:
     teacher = write_teacher(tmp_path / "teacher.safetensors")
-    config = student_run(teacher, method="feature", reductions=(16, 32), ema=0.9)
+    config = student_run(teacher, methods=("feature",), reductions=(16, 32), ema=0.9)
     assert train(config, tmp_path / "whole") is not None
     with pytest.raises(PowerCut):
         train(config, tmp_path / "broken", reporter=CutAt(1))
@@ -109,7 +109,7 @@ def test_two_processes_that_match_features_give_the_losses_of_one(tmp_path: Path
             file = tmp_path / "photos" / part / "abc"[index % 3] / f"{index}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.effect_noise((32, 32), 20 + 40 * (index % 3)).convert("RGB").save(file)
-    base = student_run(write_teacher(tmp_path / "teacher.safetensors", classes=("a", "b", "c")), method="feature")
+    base = student_run(write_teacher(tmp_path / "teacher.safetensors", classes=("a", "b", "c")), methods=("feature",))
     config = replace(
         base,
         data=replace(base.data, root=str(tmp_path / "photos"), batch_size=16),

@@ -122,7 +122,8 @@ def test_features_are_compared_with_the_teachers_at_mean_0_and_variance_1() -> N
     student, teacher = torch.randn(2, 2, 7, 3, 4, generator=generator, dtype=torch.float64)
     expected = F.layer_norm((1000 * teacher + 3).permute(0, 2, 3, 1), (7,), eps=1e-6).permute(0, 3, 1, 2)
     error = sum((a - b) ** 2 for a, b in zip(student.flatten().tolist(), expected.flatten().tolist(), strict=True))
-    assert feature_loss(student, 1000 * teacher + 3).item() == pytest.approx(error / student.numel(), rel=1e-10)
+    loss = feature_loss(student, 1000 * teacher + 3, "standardised_mse")
+    assert loss.item() == pytest.approx(error / student.numel(), rel=1e-10)
 
 
 def test_what_cannot_be_compared_is_told() -> None:

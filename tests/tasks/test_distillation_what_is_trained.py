@@ -31,7 +31,6 @@ from widefield.tasks.distillation import (
     DistillationConfig,
     DistillationTask,
     Teacher,
-    feature_loss,
     kd_loss,
     nkd_loss,
     student_weights,
@@ -76,7 +75,7 @@ class Photos:
 
 
 def fitted(folder: Path, method: Any, **trainer: Any) -> tuple[nn.Module, nn.Module, Teacher]:
-    config = DistillationConfig(method=method, teacher="here", reductions=(16, 32))
+    config = DistillationConfig(methods=(method,), teacher="here", reductions=(16, 32))
     settings = TrainerConfig(**{"epochs": 1, "device": "cpu", "tensorboard": False, **trainer})
     accelerator = make_accelerator(settings)
     student, network = small(), randomise(large())
@@ -113,35 +112,45 @@ def test_the_student_moves_and_the_teacher_stays(tmp_path: Path, method: str, tr
     assert (trained is student) == (method != "feature")
 
 
-def test_the_loss_is_the_tasks_plus_the_distillation_on_the_same_images() -> None:
+@pytest.mark.parametrize("target_weight", [0.0, 0.25])
+@pytest.mark.parametrize("methods", [("kd",), ("nkd",), ("feature",), ("feature", "nkd"), ("kd", "nkd", "feature")])
+def test_the_loss_is_the_weighted_sum_of_the_tasks_and_those_of_the_methods(methods: Any, target_weight: float) -> None:
     student, network = small(), randomise(large())
+    config = DistillationConfig(
+        methods=methods,
+        target_weight=target_weight,
+        kd_weight=0.5,
+        nkd_weight=0.7,
+        feature_weight=3.0,
+        temperature=2.0,
+        nkd_temperature=1.5,
+        non_target_weight=4.0,
+        feature_beta=0.5,
+        reductions=(32, 8),
+    )
     for batch in Photos().epoch(0):
-        for method in ("kd", "nkd", "feature"):
-            config = DistillationConfig(
-                method=method,
-                temperature=2.0,
-                weight=0.5,
-                target_weight=0.25,
-                non_target_weight=3.0,
-                reductions=(32, 8),
-            )
-            torch.manual_seed(0)
-            model = AdaptedStudent(student, network, (32, 8), 64) if method == "feature" else student
-            stages = stages_at(network, (32, 8)) if method == "feature" else ()
-            task = DistillationTask(CrossEntropy(), Teacher(network, stages), config)
-            loss = task.loss(model.train(), batch)
-            mine, theirs = (
-                answer(student, batch.images, stages_at(student, (32, 8))),
-                answer(network, batch.images, stages_at(network, (32, 8))),
-            )
-            if method == "kd":
-                distilled = kd_loss(mine.logits, theirs.logits, 2.0)
-            elif method == "nkd":
-                distilled = nkd_loss(mine.logits, theirs.logits, batch.targets, 2.0, 3.0)
-            else:
-                pairs = zip(model.adapters.values(), mine.features, theirs.features, strict=True)
-                distilled = sum(feature_loss(adapter(x), y) for adapter, x, y in pairs) / 2
-            torch.testing.assert_close(loss, 0.25 * F.cross_entropy(mine.logits, batch.targets) + 0.5 * distilled)
+        torch.manual_seed(0)
+        model: Any = AdaptedStudent(student, network, (32, 8), 64) if config.matches_features else student
+        stages = stages_at(network, (32, 8)) if config.matches_features else ()
+        task = DistillationTask(CrossEntropy(), Teacher(network, stages), config)
+        loss = task.loss(model.train(), batch)
+        mine, theirs = (
+            answer(student, batch.images, stages_at(student, (32, 8))),
+            answer(network, batch.images, stages_at(network, (32, 8))),
+        )
+        expected = target_weight * F.cross_entropy(mine.logits, batch.targets)
+        if "kd" in methods:
+            expected = expected + 0.5 * kd_loss(mine.logits, theirs.logits, 2.0)
+        if "nkd" in methods:
+            expected = expected + 0.7 * nkd_loss(mine.logits, theirs.logits, batch.targets, 1.5, 4.0)
+        if config.matches_features:
+            pairs = zip(model.adapters.values(), mine.features, theirs.features, strict=True)
+            distances = [F.smooth_l1_loss(adapter(x), y, beta=0.5) for adapter, x, y in pairs]
+            expected = expected + 3.0 * torch.stack(distances).mean()
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        # Every parameter has a gradient, which DDP waits for.
+        assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_teacher_answers_within_the_autocast_of_the_run_and_without_gradient() -> None:

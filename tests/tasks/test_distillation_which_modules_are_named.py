@@ -47,7 +47,7 @@ def test_the_same_patterns_serve_with_adapters_and_without(method: Literal["kd",
         "monitor_activations": True,
         "monitored_modules": ("stages.*",),
     }
-    config = student_run(write_teacher(tmp_path / "teacher.safetensors"), method=method, trainer=changes)
+    config = student_run(write_teacher(tmp_path / "teacher.safetensors"), methods=(method,), trainer=changes)
     dtypes: dict[int, set[torch.dtype]] = {}
 
     def note(module: nn.Module, args: Any, output: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_published_weights_are_recognised(tmp_path: Path) -> None:
 def test_another_model_can_be_named(tmp_path: Path) -> None:
     network = timm.create_model("resnet10t", num_classes=10)
     write_weights(tmp_path / "resnet.safetensors", network.state_dict())
-    distillation = started(tmp_path / "resnet.safetensors", teacher_model="resnet10t", method="feature")
+    distillation = started(tmp_path / "resnet.safetensors", teacher_model="resnet10t", methods=("feature",))
     assert distillation.record.model == "resnet10t"
     assert distillation.model.adapters["32"].out_channels == 512
 
@@ -93,9 +94,21 @@ def test_a_teacher_must_be_named() -> None:
     ("values", "sentence"),
     [
         ({"temperature": 0.0}, "Expected a positive distillation.temperature, but got 0: use 1 or a bit more"),
-        ({"weight": -1.0}, "Expected distillation.weight to be at least 0, but got -1: raise it"),
-        ({"target_weight": -1.0}, "Expected distillation.target_weight to be at least 0, but got -1: raise it"),
-        ({"non_target_weight": -0.5}, "Expected distillation.non_target_weight to be at least 0, but got -0.5"),
+        ({"nkd_temperature": -1.0}, "Expected a positive distillation.nkd_temperature, but got -1: use 1 or"),
+        ({"temperature": math.nan}, "Expected a positive distillation.temperature, but got nan: use 1 or a bit more"),
+        ({"feature_beta": 0.0}, "Expected a positive distillation.feature_beta, but got 0: use 1 or a bit more"),
+        ({"kd_weight": -1.0}, "Expected distillation.kd_weight to be at least 0 and finite, but got -1: change it"),
+        ({"nkd_weight": math.inf}, "Expected distillation.nkd_weight to be at least 0 and finite, but got inf: change"),
+        ({"feature_weight": -1.0}, "Expected distillation.feature_weight to be at least 0 and finite, but got -1"),
+        ({"target_weight": -1.0}, "Expected distillation.target_weight to be at least 0 and finite, but got -1"),
+        ({"non_target_weight": -0.5}, "Expected distillation.non_target_weight to be at least 0 and finite, but got"),
+        ({"methods": ()}, "Expected one or more different distillation.methods, but got (): name some of kd, nkd and"),
+        ({"methods": ("kd", "kd")}, "Expected one or more different distillation.methods, but got ('kd', 'kd'): name"),
+        (
+            {"methods": ("kd", "feature"), "target_weight": 0.0, "kd_weight": 0.0, "feature_weight": 0.0},
+            "Expected distillation that trains on something, but got target_weight 0 and no weight for kd and feature: "
+            "raise one of them",
+        ),
         ({"reductions": ()}, "Expected one or more different strides as distillation.reductions, but got (): name"),
         ({"reductions": (8, 8)}, "Expected one or more different strides as distillation.reductions, but got (8, 8)"),
     ],
@@ -106,6 +119,6 @@ def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any], sente
 
 
 def test_the_config_is_read_back(tmp_path: Path) -> None:
-    config = student_run(tmp_path / "teacher", method="feature", reductions=(8, 32), temperature=2)
+    config = student_run(tmp_path / "teacher", methods=("feature",), reductions=(8, 32), temperature=2)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert read_config(tmp_path / "config.yaml") == config

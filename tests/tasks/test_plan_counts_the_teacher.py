@@ -33,7 +33,9 @@ def test_every_step_asks_the_teacher_once_and_validation_does_not(
         return answer(self, images)
 
     monkeypatch.setattr(Teacher, "__call__", noted)
-    config = student_run(write_teacher(tmp_path / "teacher.safetensors"), method=method, trainer={"precision": "bf16"})
+    config = student_run(
+        write_teacher(tmp_path / "teacher.safetensors"), methods=(method,), trainer={"precision": "bf16"}
+    )
     *sizes, last = trial._trials(config, PLAN)
     assert [tried.batch for tried in sizes if isinstance(tried, Trial)] == [2, 4]
     assert not isinstance(last, Trial)
@@ -48,7 +50,7 @@ def test_its_weights_are_part_of_the_peak(tmp_path: Path) -> None:
     network = make_classifier(model, len(DIGITS))
     card = ClassifierCard(model=model, data=DATA, classes=DIGITS)
     save_classifier(tmp_path / "teacher.safetensors", network.state_dict(), card)
-    config = student_run(tmp_path / "teacher.safetensors", method="kd")
+    config = student_run(tmp_path / "teacher.safetensors", methods=("kd",))
     alone = replace(config, distillation=DistillationConfig())
     plan = replace(PLAN, sizes=(2,), timed_steps=0)
     (taught,), (lonely,) = run_trials(config, plan).sizes, run_trials(alone, plan).sizes

@@ -127,10 +127,9 @@ def start_distillation(
     logger.info("teacher %s (%s) merged with a relative error of %.1e", name, file, report.relative_error)
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    matches_features = config.method == "feature"
     return Distillation(
-        model=AdaptedStudent(student, network, config.reductions, size) if matches_features else student,
-        teacher=Teacher(network, stages_at(network, config.reductions) if matches_features else (), autocast),
+        model=AdaptedStudent(student, network, config.reductions, size) if config.matches_features else student,
+        teacher=Teacher(network, stages_at(network, config.reductions) if config.matches_features else (), autocast),
         record=TeacherRecord(
             file=str(file),
             model=name,

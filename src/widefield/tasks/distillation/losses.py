@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from widefield._core.checks import check
+from widefield.tasks.distillation.config import FeatureLoss
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -37,7 +38,7 @@ def nkd_loss(
     Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation" (ICCV 2023). With the target class
     t, the probabilities T of the teacher and S of the student, and those of the other classes normalised to a sum of 1
     at the temperature (N(.)):  -T_t log S_t - gamma temperature^2 sum_{i != t} N(T)_i log N(S)_i, averaged over images.
-    Published values are gamma 1.5 (1 for DeiT) and temperature 1.
+    Published values are gamma 1.5 (1 for DeiT, and in SLaK's code) and temperature 1.
 
     Of soft targets (mixed images) the class of the largest share counts as the target, the first of equal ones, as in
     the published code; the mixture as such is left to the cross-entropy.
@@ -66,23 +67,31 @@ def nkd_loss(
     return at_target.mean() + non_target_weight * temperature**2 * elsewhere.mean()
 
 
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared error of the student's features from the teacher's standardised ones.
+def feature_loss(student: Tensor, teacher: Tensor, kind: FeatureLoss = "smooth_l1", beta: float = 2.0) -> Tensor:
+    """Return how far the student's features are from the teacher's, averaged over all elements.
 
-    Source: Romero et al., "FitNets" (2015), Eq. 3, with the teacher's features brought to mean 0 and variance 1 over
-    the channels of each position (a LayerNorm without scale) as in Wei et al., "Contrastive Learning Rivals Masked
-    Image Modeling in Fine-tuning via Feature Distillation" (2022): teachers differ in scale by orders of magnitude.
+    Source: Huang et al., "Are Large Kernels Better Teachers than Transformers for ConvNets?" (ICML 2023), in whose code
+    features are raw, and compared by a smooth L1 loss with beta 2, or by the mean squared error. Standardised features
+    are the teacher's brought to mean 0 and variance 1 over the channels of each position (a LayerNorm without scale) as
+    in Wei et al., "Contrastive Learning Rivals Masked Image Modeling in Fine-tuning via Feature Distillation" (2022):
+    teachers differ in scale by orders of magnitude.
 
     Args:
         student: Adapted features (N, C, H, W).
         teacher: Features of the same shape, without gradient.
+        kind: "smooth_l1" or "mse" of raw features, or "standardised_mse".
+        beta: For "smooth_l1", whose loss of a difference d is d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
 
     Raises:
         InputError: If the shapes differ.
     """
     student, teacher = _pair(student, teacher, "feature maps")
-    variance, mean = torch.var_mean(teacher, dim=1, correction=0, keepdim=True)
-    return F.mse_loss(student, (teacher - mean) * (variance + 1e-6).rsqrt())
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(student, teacher, beta=beta)
+    if kind == "standardised_mse":
+        variance, mean = torch.var_mean(teacher, dim=1, correction=0, keepdim=True)
+        teacher = (teacher - mean) * (variance + 1e-6).rsqrt()
+    return F.mse_loss(student, teacher)
 
 
 def _logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

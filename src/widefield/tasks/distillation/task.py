@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from widefield.data import Batch
 from widefield.engine import Task
-from widefield.tasks.distillation.config import DistillationConfig
+from widefield.tasks.distillation.config import DistillationConfig, Method
 from widefield.tasks.distillation.features import Answer
 from widefield.tasks.distillation.losses import feature_loss, kd_loss, nkd_loss
 from widefield.tasks.distillation.teacher import Teacher
@@ -22,7 +22,7 @@ class DistillationTask:
     Args:
         task: The classification task of the student alone.
         teacher: Sees the very images that the student sees, mixed ones too.
-        config: Method and weights.
+        config: Methods and weights.
     """
 
     def __init__(self, task: Task, teacher: Teacher, config: DistillationConfig) -> None:
@@ -30,30 +30,34 @@ class DistillationTask:
         self.task, self.teacher, self.config = task, teacher, config
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return ``target_weight`` times the task's loss plus ``weight`` times that of the distillation.
+        """Return the sum of the task's loss and those of the methods, each times its weight.
 
         Args:
-            model: The student, or for the method "feature" an `AdaptedStudent`; it is called once.
+            model: The student, or with the method "feature" an `AdaptedStudent`; it is called once.
             batch: Images and targets.
         """
         student = _Recorder(model)
         own = self.task.loss(student, batch)
         expected = self.teacher(student.images)
-        distilled = self._distilled(student.answer, expected, batch.targets)
-        return self.config.target_weight * own + self.config.weight * distilled
+        # A weight of zero keeps its part in the graph: DDP waits for a gradient of every parameter.
+        total = self.config.target_weight * own
+        for method, weight in self.config.weights.items():
+            total = total + weight * self._distilled(method, student.answer, expected, batch.targets)
+        return total
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return the task's validation metrics of the student."""
         return self.task.evaluate(model, device)
 
-    def _distilled(self, student: Answer, teacher: Answer, targets: Tensor) -> Tensor:
+    def _distilled(self, method: Method, student: Answer, teacher: Answer, targets: Tensor) -> Tensor:
         config = self.config
-        if config.method == "kd":
+        if method == "kd":
             return kd_loss(student.logits, teacher.logits, config.temperature)
-        if config.method == "nkd":
-            return nkd_loss(student.logits, teacher.logits, targets, config.temperature, config.non_target_weight)
+        if method == "nkd":
+            return nkd_loss(student.logits, teacher.logits, targets, config.nkd_temperature, config.non_target_weight)
         pairs = zip(student.features, teacher.features, strict=True)
-        return torch.stack([feature_loss(mine, theirs) for mine, theirs in pairs]).mean()
+        losses = [feature_loss(mine, theirs, config.feature_loss, config.feature_beta) for mine, theirs in pairs]
+        return torch.stack(losses).mean()
 
 
 class _Recorder(nn.Module):
