@@ -21,7 +21,14 @@ from widefield._core.errors import InputError, RunError
 from widefield.sparsity import SparseTraining, initial_masks
 
 STEPS = 7
-RUNS = (("ddp", "random"), ("ddp", "gradient"), ("ddp", "momentum"), ("fsdp", "gradient"))
+RUNS = (
+    ("ddp", "random"),
+    ("ddp", "gradient"),
+    ("ddp", "momentum"),
+    ("ddp", "momentum_neuron"),
+    ("fsdp", "gradient"),
+    ("fsdp", "momentum"),
+)
 
 
 def network() -> SmallNet:
@@ -49,7 +56,7 @@ def result(model: nn.Module, sparse: SparseTraining) -> dict[str, torch.Tensor]:
 def train(kind: str, grow: str, rank: int) -> tuple[nn.Module, SparseTraining]:
     own = [part(batch, rank) for batch in data()]
     model = network()
-    # Densities by snip, whose scores are summed over the ranks.
+    # Densities by snip, whose gradients are averaged over the ranks.
     masks = initial_masks(model, settings(grow), batches=own, loss=loss_of)
     wrapped: Any = model
     if kind == "ddp":

@@ -8,10 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsity.small_net import config
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from widefield._core.errors import InputError
-from widefield.sparsity.criteria import draw, grow_gradient, grow_momentum, grow_random, lowest, prune_magnitude
+from widefield.sparsity.criteria import (
+    draw,
+    grow_gradient,
+    grow_momentum,
+    grow_momentum_neuron,
+    grow_random,
+    lowest,
+    prune_magnitude,
+    prune_set,
+)
 from widefield.sparsity.schedule import UpdateSchedule
 from widefield.sparsity.topology import exchange
 
@@ -58,28 +68,101 @@ def test_a_random_growth_depends_on_seed_change_and_parameter_alone() -> None:
     st.tuples(st.integers(1, 12), st.integers(1, 12)),
     st.floats(0, 1),
     st.integers(0, 64).map(lambda part: part / 64),
-    st.sampled_from(["random", "gradient", "momentum"]),
+    st.sampled_from(["magnitude", "set"]),
+    st.sampled_from(["random", "gradient", "momentum", "momentum_neuron"]),
     st.integers(0, 99),
 )
 @settings(deadline=None)
 def test_an_exchange_keeps_the_count(
-    shape: tuple[int, int], density: float, fraction: float, grow: Any, seed: int
+    shape: tuple[int, int], density: float, fraction: float, prune: Any, grow: Any, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight, evidence = torch.randn(2, *shape, generator=generator)
     mask = torch.rand(shape, generator=generator) < density
     active = int(mask.sum())
-    changed = exchange(
-        weight, mask, fraction, prune="magnitude", grow=grow, generator=draw(seed, 1, 0), evidence=evidence
-    )
+    changed = exchange(weight, mask, fraction, prune=prune, grow=grow, generator=draw(seed, 1, 0), evidence=evidence)
     assert int(changed.mask.sum()) == active
-    assert not bool(((changed.mask != mask) & ~changed.reset).any())
-    dropped = min(math.ceil(fraction * active), mask.numel() - active)
-    assert dropped <= int(changed.reset.sum()) <= 2 * dropped
-    if active:
+    assert torch.equal(changed.reset, changed.mask ^ mask)
+    dropped = math.ceil(fraction * active)
+    # What was dropped may be among what is grown.
+    assert int(changed.reset.sum()) <= 2 * min(dropped, mask.numel() - active)
+    if prune == "magnitude":
         # The largest survive.
-        untouched = (mask & ~changed.reset).sum()
-        assert int(untouched) == active - dropped
+        largest = (weight.abs() * mask).flatten().argsort(descending=True)[: active - dropped]
+        assert bool(changed.mask.flatten()[largest].all())
+
+
+def test_what_is_dropped_may_come_back_at_any_density() -> None:
+    mask = torch.arange(100).view(10, 10) > 0
+    weight = torch.arange(100.0).view(10, 10)
+    changed = exchange(weight, mask, 0.5, prune="magnitude", grow="random", generator=draw(0, 1, 0))
+    # 50 dropped, and 50 of the 51 zeros grown.
+    assert int(changed.reset.sum()) == 2
+    assert bool(changed.mask[0, 0])
+
+
+def test_set_drops_the_same_share_of_both_signs_next_to_zero() -> None:
+    weight = torch.tensor([[0.1, 0.2, 0.3, 0.4, 9.0, 8.0], [-5.0, -6.0, -7.0, -0.05, 0.0, 0.01]])
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    # Of 6 positive and 4 negative ones a half; by magnitude alone only -0.05 would go.
+    dropped = prune_set(weight, mask, 5)
+    assert dropped.tolist() == [[True] * 3 + [False] * 3, [True, False, False, True, False, False]]
+    assert int(prune_set(weight, mask, 10).sum()) == 10
+    assert int(prune_set(weight, mask, 0).sum()) == 0
+    nothing = torch.zeros_like(mask)
+    assert int(prune_set(weight, nothing, 0).sum()) == 0
+    # A zero counts as positive, and is the smallest.
+    assert prune_set(torch.tensor([0.0, 1.0, -1.0]), torch.ones(3, dtype=torch.bool), 1).tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
+def neurons_by_definition(mask: Tensor, count: int, momentum: Tensor) -> list[int]:
+    """Places to grow of each neuron, as the published code divides them: rounded down, at most those that are free."""
+    scores = momentum.abs().reshape(len(mask), -1)
+    share = (scores.mean(1) / scores.mean(1).sum()).tolist()
+    return [
+        min(math.floor(part * count), int((~row).sum()))
+        for part, row in zip(share, mask.reshape(len(mask), -1), strict=True)
+    ]
+
+
+@given(st.integers(1, 6), st.integers(1, 40), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99))
+@settings(deadline=None)
+def test_neurons_share_growth_by_their_mean_momentum(
+    neurons: int, inputs: int, density: float, part: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    momentum = torch.randn(neurons, inputs, generator=generator) * torch.rand(neurons, 1, generator=generator)
+    mask = torch.rand(neurons, inputs, generator=generator) < density
+    count = int(part * int((~mask).sum()))
+    grown = grow_momentum_neuron(momentum, mask, count, momentum)
+    assert int(grown.sum()) == count
+    assert not bool((grown & mask).any())
+    for index, least in enumerate(neurons_by_definition(mask, count, momentum)):
+        here = grown[index]
+        assert int(here.sum()) >= least
+        rest = momentum[index].abs()[~mask[index] & ~here]
+        if bool(here.any()) and len(rest):
+            assert momentum[index].abs()[here].min() >= rest.max()
+    by_filter = grow_momentum_neuron(
+        momentum, mask.view(neurons, inputs, 1, 1), count, momentum.view(neurons, -1, 1, 1)
+    )
+    assert torch.equal(by_filter.view(neurons, inputs), grown)
+
+
+def test_neurons_with_no_momentum_and_places_that_are_not_numbers_come_last() -> None:
+    momentum = torch.tensor([[4.0, 3.0, 2.0], [0.0, 0.0, 0.0], [torch.nan, 1.0, 0.5]])
+    mask = torch.tensor([[True, False, False], [False] * 3, [False, False, True]])
+    assert grow_momentum_neuron(momentum, mask, 3, momentum).tolist() == [
+        [False, True, True],
+        [False, False, False],
+        [False, True, False],
+    ]
+    assert int(grow_momentum_neuron(momentum, mask, 7, momentum).sum()) == 7
+    assert grow_momentum_neuron(mask[0], mask[0], 1, torch.tensor([1.0, 2.0, 3.0])).tolist() == [False, False, True]
 
 
 def test_a_dense_tensor_stays_as_it_is() -> None:

@@ -38,7 +38,7 @@ def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[Tensor]
     ]
 
 
-@pytest.mark.parametrize("grow", ["random", "gradient", "momentum"])
+@pytest.mark.parametrize("grow", ["random", "gradient", "momentum", "momentum_neuron"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_no_masked_weight_is_ever_non_zero_and_counts_are_exact(loop: str, grow: str) -> None:
     options = LOOPS[loop]
@@ -97,8 +97,8 @@ def test_a_step_that_loss_scaling_skips_changes_nothing() -> None:
 
 @pytest.mark.parametrize("grow", ["random", "momentum"])
 @pytest.mark.parametrize("make", [adamw, sgd])
-def test_what_is_dropped_or_grown_starts_at_zero_with_its_moments(make: Any, grow: str) -> None:
-    run = Run.begin(config(grow=grow), STEPS, make=make)
+def test_what_is_dropped_or_grown_starts_at_zero_with_its_moments_where_they_are_blanked(make: Any, grow: str) -> None:
+    run = Run.begin(config(grow=grow, moments="blanked"), STEPS, make=make)
     sparse = run.sparse
     assert sparse is not None
     before = {name: mask.clone() for name, mask in sparse.masks.items()}
@@ -131,7 +131,7 @@ def test_gradient_growth_takes_the_largest_gradients() -> None:
         assert gradient[grown].abs().min() >= gradient[closed].abs().max()
 
 
-@pytest.mark.parametrize("grow", ["random", "gradient", "momentum"])
+@pytest.mark.parametrize("grow", ["random", "gradient", "momentum", "momentum_neuron"])
 @pytest.mark.parametrize("cut", [2, 3, 7])
 def test_a_run_resumed_from_a_file_is_the_same_bit_for_bit(cut: int, grow: str, tmp_path: Path) -> None:
     data = batches(STEPS)

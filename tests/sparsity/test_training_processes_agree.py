@@ -41,12 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def alone(grow: str) -> dict[str, Tensor]:
-    """One process that sees both halves of every batch."""
+    """One process that sees both halves of every batch, that of snip too."""
     model = processes.network()
-    halves = [processes.part(processes.data()[0], rank) for rank in range(2)]
     settings = processes.settings(grow)
-    # Two batches to snip are the first one of each of two ranks.
-    masks = initial_masks(model, type(settings)(**{**vars(settings), "snip_batches": 2}), batches=halves, loss=loss_of)
+    masks = initial_masks(model, settings, batches=processes.data(), loss=loss_of)
     optimizer = adamw(model)
     sparse = SparseTraining(model, optimizer, settings, total_steps=processes.STEPS, masks=masks)
     list(Run(model, optimizer, sparse).train(processes.data()))

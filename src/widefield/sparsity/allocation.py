@@ -73,8 +73,9 @@ def snip(
 ) -> dict[str, int]:
     """Keep the weights of largest |w dL/dw| over all tensors, and return how many that are in each.
 
-    The scores of the batches are added up, those of all processes too. The model is copied: neither its BatchNorm
-    statistics nor its gradients change, nor the state of the random numbers.
+    The gradient of a batch is averaged over the processes, each of which sees its own part of it, as in SLaK's code,
+    where it is the copy of a DDP model that is asked; the scores of several batches are added up. The model is copied:
+    neither its BatchNorm statistics nor its gradients change, nor the state of the random numbers.
 
     Args:
         model: Any module, not sharded, in training mode if it is to be seen as trained.
@@ -115,8 +116,9 @@ def snip(
 def _saliency(model: nn.Module, names: list[str], batches: Iterable[Any], loss: Loss) -> dict[str, Tensor]:
     trial = copy.deepcopy(model)
     parameters = dict(trial.named_parameters())
-    scores = {name: torch.zeros_like(parameters[name], dtype=torch.float32) for name in names}
+    scores = {name: torch.zeros_like(parameters[name], dtype=_wide(parameters[name])) for name in names}
     devices = sorted({parameter.device.index for parameter in parameters.values() if parameter.is_cuda})
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     count = 0
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         for batch in batches:
@@ -125,13 +127,17 @@ def _saliency(model: nn.Module, names: list[str], batches: Iterable[Any], loss: 
             loss(trial, batch).backward()
             for name, score in scores.items():
                 gradient = parameters[name].grad
-                if gradient is not None:
-                    score.add_((parameters[name].detach().float() * gradient.float()).abs_())
+                # A process whose batch does not reach a layer takes part in the mean all the same.
+                gradient = torch.zeros_like(score) if gradient is None else gradient.to(score.dtype)
+                if ranks > 1:
+                    dist.all_reduce(gradient)
+                score.add_((parameters[name].detach() * gradient / ranks).abs_())
     check(count > 0, "batches for snip", "none", "pass batches= and loss=, or use another allocation")
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for score in scores.values():
-            dist.all_reduce(score)
     return scores
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def from_file(path: Path, shapes: Shapes) -> dict[str, int]:

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from widefield._core.checks import check
 from widefield._core.errors import RunError
 from widefield.sparsity.allocation import Loss, erdos_renyi_kernel, from_file, snip, uniform
+from widefield.sparsity.averages import FollowedAverage
 from widefield.sparsity.blanking import blank, open_bits
 from widefield.sparsity.config import SparsityConfig
 from widefield.sparsity.criteria import draw
 from widefield.sparsity.masks import Masks
+from widefield.sparsity.moments import FIRST_MOMENTS, blanked_at_changes, blanked_at_steps, momentum_of
 from widefield.sparsity.schedule import UpdateSchedule
 from widefield.sparsity.selection import Select, select_parameters, selected_by
 from widefield.sparsity.sharding import local, share_of, whole, without_wrappers
 from widefield.sparsity.topology import exchange
 
-_FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 _INNER = ("optimizer", "_base_optimizer")
 
 
@@ -50,7 +51,11 @@ def initial_masks(
     select = selected_by(config) if select is None else select
     parameters = select_parameters(module, select)
     if config.allocation == "nonzero":
-        return Masks.of_nonzeros(parameters)
+        found = Masks.of_nonzeros(parameters)
+        for name, count in found.counts.items():
+            if _filled(count, found[name].numel(), config.dense_from) > count:
+                found.replace(name, torch.ones_like(found[name]))
+        return found
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if config.allocation == "file":
         assert config.density_file is not None
@@ -67,7 +72,19 @@ def initial_masks(
         counts = snip(module, islice(batches, config.snip_batches), loss, density, select)
     else:
         counts = (uniform if config.allocation == "uniform" else erdos_renyi_kernel)(shapes, density)
-    return Masks.drawn(parameters, counts, config.seed)
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    filled = {name: _filled(count, sizes[name], config.dense_from) for name, count in counts.items()}
+    check(
+        filled == counts or filled != sizes,
+        f"a tensor of a density below {config.dense_from:g}, from which tensors are dense",
+        f"none by the allocation {config.allocation!r}",
+        "raise sparsity or dense_from",
+    )
+    return Masks.drawn(parameters, filled, config.seed)
+
+
+def _filled(count: int, size: int, dense_from: float) -> int:
+    return size if count >= dense_from * size else count
 
 
 class SparseTraining:
@@ -75,8 +92,9 @@ class SparseTraining:
 
     A hook on the optimizer sets the inactive weights to zero after every step that it really does, so that neither
     autocast, loss scaling, accumulation nor DDP can go round it. At the steps of the schedule the masks change by
-    exact counts; what was dropped or grown starts at zero, in the weight, in every moment of the optimizer that has
-    the weight's shape, and in the averages that `follow` was told of.
+    exact counts; a grown weight starts at zero, with the moments that the optimizer has kept for it (`moments`), and
+    the averages that `follow` was told of take its first value at once. What was dropped and grown again at the same
+    step goes on as it was.
 
     All ranks find the same masks without talking: weights and gradients are equal under DDP, ties go to the lower
     index, and random draws depend on seed, number of the change and parameter alone. With FSDP2 the weights of a
@@ -129,7 +147,7 @@ class SparseTraining:
             "build it from this model, after sharding, before sparse training",
         )
         masks.apply(self._model)
-        self._averages: list[dict[str, Tensor]] = []
+        self._averages: list[FollowedAverage] = []
         self._open: dict[str, Tensor] = {}
         self._close()
         self._step = 0
@@ -148,17 +166,19 @@ class SparseTraining:
     def follow(self, average: nn.Module | Mapping[str, Tensor]) -> None:
         """Keep an average of the weights masked too, from now on.
 
-        It is masked at once and whenever masks change; in between, an average of masked tensors is masked.
+        It is masked at once and whenever masks change; in between, an average of masked tensors is masked. After each
+        step of the optimizer it is set to the weight wherever that is active and the average is still zero, so that
+        what has grown is taken at once.
 
         Args:
-            average: A copy of the model, or its state dict, whose tensors are updated in place.
+            average: A copy of the model, or its state dict, whose tensors are updated in place, after each step.
 
         Raises:
             InputError: If it lacks a sparse parameter, or one has another shape.
         """
         tensors = dict(average.named_parameters()) if isinstance(average, nn.Module) else average
         self._masks.apply_to_tensors(tensors)
-        self._averages.append({name: tensors[name] for name in self._masks})
+        self._averages.append(FollowedAverage({name: tensors[name] for name in self._masks}))
 
     def close(self) -> None:
         """Take the hook off the optimizer; weights stay as they are."""
@@ -184,8 +204,10 @@ class SparseTraining:
         )
         self._step = int(state["step"])
         self._close()
-        for tensors in (self._parameters, *self._averages):
-            self._masks.apply_to_tensors(tensors)
+        self._masks.apply_to_tensors(self._parameters)
+        for average in self._averages:
+            self._masks.apply_to_tensors(average.tensors)
+            average.reopen()
 
     def check_ranks(self) -> None:
         """Compare the masks of all processes by a checksum; called on all of them, for instance at checkpoints.
@@ -212,13 +234,14 @@ class SparseTraining:
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, keywords: object) -> None:
         self._step += 1
+        if self.config.grow in ("momentum", "momentum_neuron"):
+            self._check_momentum()
         for name, parameter in self._parameters.items():
             blank(local(parameter), self._open[name])
-        if self.config.grow == "momentum":
-            self._check_momentum()
-        else:
-            for name, parameter in self._parameters.items():
-                self._blank_moments(parameter, self._open[name])
+            for value in blanked_at_steps(self._state(parameter), parameter, self.config):
+                blank(local(value), self._open[name])
+            for average in self._averages:
+                average.take(name, parameter, self._masks[name])
         if self.schedule.is_update(self._step):
             self._change_masks(self.schedule.fraction(self._step))
 
@@ -237,37 +260,31 @@ class SparseTraining:
             )
             self._masks.replace(name, changed.mask)
             self._open[name] = open_bits(share_of(changed.mask, parameter), parameter)
-            stays = open_bits(~share_of(changed.reset, parameter), parameter)
-            blank(local(parameter), stays)
-            self._blank_moments(parameter, stays)
+            blank(local(parameter), self._open[name])
+            for value in blanked_at_steps(self._state(parameter), parameter, self.config):
+                blank(local(value), self._open[name])
+            unchanged = open_bits(~share_of(changed.reset, parameter), parameter)
+            for value in blanked_at_changes(self._state(parameter), parameter, self.config):
+                blank(local(value), unchanged)
             for average in self._averages:
-                mean = local(average[name])
-                mean.masked_fill_(share_of(changed.reset.to(mean.device), average[name]), 0)
+                average.drop(name, changed.mask)
 
     def _evidence(self, parameter: Tensor) -> Tensor | None:
         if self.config.grow == "gradient":
             return parameter.grad
-        if self.config.grow == "momentum":
-            return _first_moment(self._optimizer.state.get(parameter, {}))
-        return None
+        return None if self.config.grow == "random" else momentum_of(self._state(parameter))
 
-    def _blank_moments(self, parameter: Tensor, bits: Tensor) -> None:
-        for value in self._optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                blank(local(value), bits)
+    def _state(self, parameter: Tensor) -> Mapping[str, Any]:
+        return self._optimizer.state.get(parameter, {})
 
     def _check_momentum(self) -> None:
         states = [self._optimizer.state[p] for p in self._parameters.values() if p in self._optimizer.state]
         check(
-            not states or any(_first_moment(state) is not None for state in states),
-            f"an optimizer with a first moment ({' or '.join(_FIRST_MOMENTS)}) for growth by momentum",
+            not states or any(momentum_of(state) is not None for state in states),
+            f"an optimizer with a first moment ({' or '.join(FIRST_MOMENTS)}) for growth by momentum",
             type(self._optimizer).__name__,
             "use AdamW or SGD with momentum, or another grow",
         )
-
-
-def _first_moment(state: Mapping[str, Any]) -> Tensor | None:
-    return next((state[name] for name in _FIRST_MOMENTS if isinstance(state.get(name), Tensor)), None)
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
