@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsity.small_net import SPARSE, SmallNet, batches, loss_of
-from torch import nn
+from torch import Tensor, nn
 
 from widefield._core.errors import InputError
 from widefield.sparsity import erdos_renyi_kernel, from_file, snip, uniform
@@ -69,6 +69,24 @@ def test_snip_counts_the_largest_products_of_weight_and_gradient() -> None:
     assert counts == {"0.weight": 3, "1.weight": 1}
     counts = snip(model, data, lambda net, batch: net(batch).sum(), 0.625)
     assert counts == {"0.weight": 3, "1.weight": 2}
+
+
+def test_snip_spreads_evenly_what_no_gradient_ranks() -> None:
+    class Shut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.open, self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 10), nn.Linear(10, 4)
+            self.gamma = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.open(x)
+            return x + self.gamma * self.last(self.first(x))
+
+    data = [torch.randn(3, 5, generator=torch.Generator().manual_seed(1))]
+    counts = snip(Shut(), data, lambda net, batch: net(batch).square().sum(), 0.6)
+    # 60 of 100 weights: the 20 that are open, and half of the others.
+    assert counts == {"open.weight": 20, "first.weight": 20, "last.weight": 20}
 
 
 def test_snip_leaves_model_and_random_state_as_they_were() -> None:

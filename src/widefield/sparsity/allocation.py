@@ -77,6 +77,10 @@ def snip(
     where it is the copy of a DDP model that is asked; the scores of several batches are added up. The model is copied:
     neither its BatchNorm statistics nor its gradients change, nor the state of the random numbers.
 
+    Weights without a gradient, such as those of residual branches that a scale of zero shuts at the start, cannot be
+    ranked: where those with one are fewer than are to be kept, all of them are, and the others share what is left
+    evenly.
+
     Args:
         model: Any module, not sharded, in training mode if it is to be seen as trained.
         batches: At least one batch.
@@ -108,8 +112,12 @@ def snip(
         "a loss whose gradients are all zero or not finite",
         "check the loss, or use another allocation",
     )
-    kept = lowest(-flat, round(density * flat.numel()))
-    parts = kept.split(list(sizes.values()))
+    wanted, scored = round(density * flat.numel()), {name: int((score > 0).sum()) for name, score in scores.items()}
+    rest, unscored = wanted - sum(scored.values()), flat.numel() - sum(scored.values())
+    if rest > 0:
+        spread = {name: scored[name] + (size - scored[name]) * rest / unscored for name, size in sizes.items()}
+        return _whole(spread, sizes, density)
+    parts = lowest(-flat, wanted).split(list(sizes.values()))
     return {name: int(part.sum()) for name, part in zip(sizes, parts, strict=True)}
 
 

@@ -127,7 +127,7 @@ def train(
         task = DistillationTask(task, distillation.teacher, config.distillation)
     extensions: list[Extension] = []
     if config.sparsity is not None:
-        masks = first_masks(trained, config.sparsity, task, loader, accelerator.device)
+        masks = first_masks(trained, config, splits.train, accelerator)
         extensions.append(SparsityExtension(config.sparsity, masks))
     trainer = Trainer(
         trained,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from widefield.data import ImageLoader
-from widefield.engine import RunContext, Task, move_batch
+from widefield.data import Batch, ImageSource, train_loader
+from widefield.engine import RunContext, move_batch
+from widefield.engine.sync_batch_norm import convert_sync_batch_norm
 from widefield.sparsity import Masks, SparseTraining, SparsityConfig, initial_masks
 from widefield.sparsity.selection import selected_by
+from widefield.tasks.classification.config import RunConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _ADAPTERS = "adapters."
 
@@ -71,31 +77,53 @@ class SparsityExtension:
         self.training.close()
 
 
-def first_masks(
-    model: nn.Module, config: SparsityConfig, task: Task, loader: ImageLoader, device: torch.device
-) -> Masks:
+def first_masks(model: nn.Module, config: RunConfig, source: ImageSource, accelerator: Accelerator) -> Masks:
     """Draw the first masks of a run; adapters for a teacher's features stay dense.
+
+    The allocation "snip" sees what SLaK's code shows it: the first batches of the first epoch, cropped, augmented and
+    erased as in training but not mixed; the cross-entropy of their classes without smoothing, with a teacher or
+    without; no autocast; gradients averaged over the processes, and synchronised BatchNorm where the run has it.
 
     Args:
         model: What is trained.
-        config: Sparsity, allocation, selection and seed.
-        task: Gives the loss for the allocation "snip".
-        loader: Training batches, of which "snip" sees the first of the first epoch.
-        device: Where the run computes.
+        config: The run, with a sparsity.
+        source: The training images, for "snip".
+        accelerator: Where the run computes, and with how many processes.
 
     Raises:
         InputError: As `widefield.sparsity.initial_masks`.
     """
-    chosen = selected_by(config)
+    sparsity = config.sparsity
+    assert sparsity is not None
+    chosen = selected_by(sparsity)
+    ranks = accelerator.num_processes
 
-    def batches() -> Iterator[Any]:
-        for batch in loader.epoch(0):
-            yield move_batch(batch, device, False)
+    def batches() -> Iterator[Batch]:
+        loader = train_loader(
+            source,
+            config.data,
+            replace(config.augmentation, mixup=0.0, cutmix=0.0),
+            seed=config.trainer.seed,
+            rank=accelerator.process_index,
+            world_size=ranks,
+        )
+        try:
+            for batch in loader.epoch(0):
+                yield move_batch(batch, accelerator.device, False)
+        finally:
+            loader.close()
+
+    def loss(copied: nn.Module, batch: Batch) -> Tensor:
+        if ranks > 1 and config.trainer.sync_batch_norm:
+            convert_sync_batch_norm(copied)
+        output: Any = copied.train()(batch.images)
+        # A student with adapters returns its features too.
+        return F.cross_entropy(output[0] if isinstance(output, tuple) else output, batch.targets)
 
     return initial_masks(
-        model.to(device),
-        config,
+        model.to(accelerator.device),
+        sparsity,
         batches=batches(),
-        loss=task.loss,
+        loss=loss,
         select=lambda name, parameter: not name.startswith(_ADAPTERS) and chosen(name, parameter),
     )
