@@ -48,12 +48,17 @@ def part(batch: Batch, rank: int) -> Batch:
     return batch[0][4 * rank : 4 * rank + 4], batch[1][4 * rank : 4 * rank + 4]
 
 
-def result(model: nn.Module, sparse: SparseTraining) -> dict[str, torch.Tensor]:
+def result(model: nn.Module, sparse: SparseTraining, average: nn.Module) -> dict[str, torch.Tensor]:
     weights = {name: getattr(p, "full_tensor", lambda p=p: p)().detach() for name, p in model.named_parameters()}
-    return {**{f"weights/{name.removeprefix('module.')}": w for name, w in weights.items()}, **sparse.state_dict()}
+    means = {name: getattr(p, "full_tensor", lambda p=p: p)().detach() for name, p in average.named_parameters()}
+    return {
+        **{f"weights/{name.removeprefix('module.')}": w for name, w in weights.items()},
+        **{f"means/{name}": mean for name, mean in means.items()},
+        **sparse.state_dict(),
+    }
 
 
-def train(kind: str, grow: str, rank: int) -> tuple[nn.Module, SparseTraining]:
+def train(kind: str, grow: str, rank: int) -> tuple[nn.Module, SparseTraining, nn.Module]:
     own = [part(batch, rank) for batch in data()]
     model = network()
     # Densities by snip, whose gradients are averaged over the ranks.
@@ -66,10 +71,16 @@ def train(kind: str, grow: str, rank: int) -> tuple[nn.Module, SparseTraining]:
             fully_shard(module)
     optimizer = adamw(model)
     sparse = SparseTraining(wrapped, optimizer, settings(grow), total_steps=STEPS, masks=masks)
-    for _ in Run(wrapped, optimizer, sparse).train(own):
+    average = network()
+    if kind == "fsdp":
+        for module in (average.fc1, average):
+            fully_shard(module)
+    sparse.follow(average)
+    for _ in Run(wrapped, optimizer, sparse, average=average).train(own):
         assert sparse.masks.violations(model) == {}
+        assert sparse.masks.violations(average) == {}
         sparse.check_ranks()
-    return wrapped, sparse
+    return wrapped, sparse, average
 
 
 def main() -> None:
@@ -77,8 +88,8 @@ def main() -> None:
     rank = int(sys.argv[2])
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     for kind, grow in RUNS:
-        model, sparse = train(kind, grow, rank)
-        save_file(result(model, sparse), folder / f"{kind}_{grow}_{rank}.safetensors")
+        model, sparse, average = train(kind, grow, rank)
+        save_file(result(model, sparse, average), folder / f"{kind}_{grow}_{rank}.safetensors")
     texts: list[str] = []
     try:
         initial_masks(model, settings("random"), batches=data(), loss=loss_of)

@@ -50,7 +50,7 @@ def test_it_holds_for_every_allocation(allocation: Any, tmp_path: Path) -> None:
         model.fc1.weight.view(-1)[:16] = 0
         model.fc2.weight.view(-1)[:80] = 0
     options = {"density_file": tmp_path / "d.json"} if allocation == "file" else {}
-    changes = {"allocation": allocation, "pattern": "^fc", "sparsity": 0.2, **options}
+    changes = {"allocation": allocation, "pattern": "^fc", "sparsity": 0.45, **options}
     loose = initial_masks(model, config(dense_from=1.0, **changes))
     densities = {name: count / loose[name].numel() for name, count in loose.counts.items()}
     densest = max(densities, key=lambda name: densities[name])

@@ -47,8 +47,10 @@ def alone(grow: str) -> dict[str, Tensor]:
     masks = initial_masks(model, settings, batches=processes.data(), loss=loss_of)
     optimizer = adamw(model)
     sparse = SparseTraining(model, optimizer, settings, total_steps=processes.STEPS, masks=masks)
-    list(Run(model, optimizer, sparse).train(processes.data()))
-    return processes.result(model, sparse)
+    average = processes.network()
+    sparse.follow(average)
+    list(Run(model, optimizer, sparse, average=average).train(processes.data()))
+    return processes.result(model, sparse, average)
 
 
 @pytest.mark.parametrize(("kind", "grow"), processes.RUNS)
@@ -59,7 +61,7 @@ def test_two_ranks_have_the_masks_of_one_process(kind: str, grow: str, folder: P
     assert sum(name.startswith("masks.") for name in one) == 4
     for name, value in one.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
-        if name.startswith("weights/"):
+        if name.startswith(("weights/", "means/")):
             torch.testing.assert_close(ranks[0][name], value, rtol=1e-9, atol=1e-12)
         else:
             assert torch.equal(ranks[0][name], value), name

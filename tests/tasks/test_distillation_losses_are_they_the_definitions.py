@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,63 @@ def test_nkd_is_the_published_sum(batch: int, classes: int, seed: int, temperatu
     assert nkd_loss(student, teacher, targets, temperature, gamma).item() == pytest.approx(expected, rel=1e-9)
 
 
+def published_nkd(student: Tensor, teacher: Tensor, mixed: Tensor) -> Tensor:
+    """SLaK's loss restated: target by the largest share, the others by a softmax that the target is pushed out of."""
+    rows: list[Tensor] = []
+    for mine, theirs, target in zip(student, teacher, mixed.argmax(1).tolist(), strict=True):
+        at_target = theirs.softmax(0)[target] * mine.softmax(0)[target].log()
+        others = [index for index in range(len(mine)) if index != target]
+        elsewhere = theirs[others].softmax(0) * mine[others].softmax(0).log()
+        rows.append(-at_target - elsewhere.sum())
+    return torch.stack(rows).mean()
+
+
+def feature_by_definition(student: Tensor, teacher: Tensor, kind: str, beta: float) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for mine, theirs in zip(student.flatten(), teacher.flatten(), strict=True):
+        distance = (mine - theirs).abs()
+        if kind == "mse":
+            total = total + distance**2
+        elif bool(distance < beta):
+            total = total + distance**2 / (2 * beta)
+        else:
+            total = total + distance - beta / 2
+    return total / student.numel()
+
+
+def gradient(loss: Tensor, student: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, student)[0]
+
+
+def test_nkd_with_all_weights_one_is_the_published_loss_and_gradient() -> None:
+    student, teacher = logits(6, 7, 8)
+    mixed = torch.rand(6, 7, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    student.requires_grad_()
+    ours, theirs = nkd_loss(student, teacher, mixed, 1.0, 1.0), published_nkd(student, teacher, mixed)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient(ours, student), gradient(theirs, student), rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize(("kind", "beta"), [("smooth_l1", 2.0), ("smooth_l1", 0.3), ("mse", 2.0)])
+def test_raw_features_are_compared_as_defined_gradient_included(kind: Any, beta: float) -> None:
+    generator = torch.Generator().manual_seed(11)
+    student, teacher = 2 * torch.randn(2, 2, 3, 2, 4, generator=generator, dtype=torch.float64)
+    student.requires_grad_()
+    ours, expected = feature_loss(student, teacher, kind, beta), feature_by_definition(student, teacher, kind, beta)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient(ours, student), gradient(expected, student), rtol=1e-12, atol=1e-15)
+    if kind == "smooth_l1" and beta == 2.0:
+        assert torch.equal(feature_loss(student, teacher), ours)
+
+
+def test_raw_features_depend_on_the_teachers_scale_and_standardised_ones_do_not() -> None:
+    student, teacher = torch.randn(2, 2, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    raw = feature_loss(student, 10 * teacher) / feature_loss(student, teacher)
+    assert raw > 3
+    same = feature_loss(student, 10 * teacher, "standardised_mse") / feature_loss(student, teacher, "standardised_mse")
+    assert abs(float(same) - 1) < 1e-4
+
+
 def test_of_soft_targets_nkd_takes_the_largest_share() -> None:
     student, teacher = logits(3, 5, 0)
     mixed = torch.tensor([[0.1, 0.6, 0.1, 0.1, 0.1], [0.0, 0.5, 0.0, 0.5, 0.0], [0.7, 0.3, 0.0, 0.0, 0.0]])
@@ -86,8 +144,10 @@ def test_gradients_are_those_of_differences_and_end_at_the_teacher() -> None:
     student.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: kd_loss(x, teacher, 3.0), student)
     assert torch.autograd.gradcheck(lambda x: nkd_loss(x, teacher, targets, 2.0), student)
-    maps = torch.randn(2, 3, 2, 2, dtype=torch.float64).unbind()
-    assert torch.autograd.gradcheck(lambda x: feature_loss(x, maps[1][None]), maps[0][None].requires_grad_())
+    maps = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True).unbind()
+    kinds: tuple[Any, ...] = ("smooth_l1", "mse", "standardised_mse")
+    for kind in kinds:
+        assert torch.autograd.gradcheck(lambda x, k=kind: feature_loss(x, maps[1][None], k), maps[0][None])
     teacher.requires_grad_()
     (kd_loss(student, teacher) + nkd_loss(student, teacher, targets)).backward()
     assert teacher.grad is None

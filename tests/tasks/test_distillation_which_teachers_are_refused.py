@@ -122,3 +122,10 @@ def test_the_config_is_read_back(tmp_path: Path) -> None:
     config = student_run(tmp_path / "teacher", methods=("feature",), reductions=(8, 32), temperature=2)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_a_config_of_one_method_is_refused_with_the_name_of_the_field(tmp_path: Path) -> None:
+    config = student_run(tmp_path / "teacher").to_yaml().replace("methods:\n  - nkd", "method: nkd")
+    (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(InputError, match="field of distillation, but got 'method': did you mean 'methods'"):
+        read_config(tmp_path / "config.yaml")
