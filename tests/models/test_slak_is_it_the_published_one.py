@@ -94,7 +94,15 @@ def test_our_own_variant_has_the_size_that_its_docstring_states() -> None:
     count = parameters(timm.create_model("slak_a", device="meta")) / 1e6
     assert f"ours: {count:.1f}M parameters" in str(timm.model_entrypoint("slak_a").__doc__)
     assert count < 6
-    assert list(VARIANTS) == ["slak_a", *PUBLISHED]
+    assert list(VARIANTS) == ["slak_a", *PUBLISHED, "slak_l"]
+
+
+def test_the_large_network_has_the_size_that_its_docstring_states() -> None:
+    model: Any = timm.create_model("slak_l", device="meta")
+    assert [stage.blocks[0].gamma.numel() for stage in model.stages] == [249, 499, 998, 1996]
+    assert [len(stage.blocks) for stage in model.stages] == [3, 3, 27, 3]
+    stated = f"{parameters(model) / 1e6:.0f}M parameters and {macs(model, 224) / 1e9:.1f} GMACs"
+    assert stated in str(timm.model_entrypoint("slak_l").__doc__)
 
 
 def test_the_first_weights_are_drawn_as_published() -> None:

@@ -1,9 +1,9 @@
 """SLaK: "More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity" (Liu et al., ICLR 2023).
 
-The variants t, s and b are the published networks, 1.3 times as wide as ConvNeXt (section 4); a is ours. Differences
-from the published code: every depthwise convolution runs on `widefield.ops`, decomposed kernels can be merged too,
-SyncBatchNorm is the trainer's choice, and the networks are dense: sparsity is a matter of training. Published state
-dicts are read and written through `widefield.checkpoints`.
+The variants t, s and b are the published networks, 1.3 times as wide as ConvNeXt (section 4); l is in the published
+code alone, without figures or weights; a is ours. Differences from the published code: every depthwise convolution runs
+on `widefield.ops`, decomposed kernels can be merged too, SyncBatchNorm is the trainer's choice, and the networks are
+dense: sparsity is a matter of training. Published state dicts are read and written through `widefield.checkpoints`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class SLaK(ConvNeXtBackbone):
         small_kernel_size: N, the width of the stripes and the size of the parallel small kernel; odd. Without the
             decomposition it may be none. A stage whose M is not larger has no small kernel.
         decomposed: Whether a kernel is two stripes, M x N and N x M, instead of M x M.
+        branch_norm: Whether each branch ends in a BatchNorm, which the paper calls crucial (``bn`` in the published
+            code).
         merged_form: What merging makes of two stripes, "stripes" or "cross"; see `DecomposedConv2d`.
         ffn_ratio: Width inside the blocks' linear layers over C.
         layer_scale: First value of the layer scale; none for blocks without it.
@@ -63,6 +65,7 @@ class SLaK(ConvNeXtBackbone):
         kernel_sizes: Sequence[int] = (51, 49, 47, 13),
         small_kernel_size: int | None = 5,
         decomposed: bool = True,
+        branch_norm: bool = True,
         merged_form: MergedForm = "stripes",
         ffn_ratio: float = 4.0,
         layer_scale: float | None = 1e-6,
@@ -81,9 +84,10 @@ class SLaK(ConvNeXtBackbone):
 
         def large_kernel(width: int, size: int) -> nn.Module:
             small = small_kernel_size
+            options: dict[str, Any] = {"norm": branch_norm, **factory}
             if not decomposed:
-                return ReparamConv2d(width, size, small if small is not None and small < size else None, **factory)
-            return DecomposedConv2d(width, size, _stripe_width(small), merged_form=merged_form, **factory)
+                return ReparamConv2d(width, size, small if small is not None and small < size else None, **options)
+            return DecomposedConv2d(width, size, _stripe_width(small), merged_form=merged_form, **options)
 
         stages = convnext_stages(
             channels,
@@ -139,13 +143,14 @@ class _Variant:
     depths: tuple[int, ...] = (3, 3, 27, 3)
 
 
-_TINY, _BASE = (tuple(int(1.3 * width * 2**stage) for stage in range(4)) for width in (96, 128))
+_TINY, _BASE, _LARGE = (tuple(int(1.3 * width * 2**stage) for stage in range(4)) for width in (96, 128, 192))
 
 VARIANTS = {
     "slak_a": _Variant((40, 80, 160, 320), depths=(2, 2, 6, 2)),
     "slak_t": _Variant(_TINY, depths=(3, 3, 9, 3)),
     "slak_s": _Variant(_TINY),
     "slak_b": _Variant(_BASE),
+    "slak_l": _Variant(_LARGE),
 }
 
 
@@ -178,3 +183,9 @@ def slak_s(pretrained: bool = False, **kwargs: Any) -> SLaK:
 def slak_b(pretrained: bool = False, **kwargs: Any) -> SLaK:
     """SLaK-B: 158M parameters and 28.5 GMACs when dense (84.0 % on ImageNet-1K at a sparsity of 40 %)."""
     return _create("slak_b", pretrained, kwargs)
+
+
+@register_model
+def slak_l(pretrained: bool = False, **kwargs: Any) -> SLaK:
+    """SLaK-L: 347M parameters and 61.9 GMACs when dense (of the published code alone, without a score)."""
+    return _create("slak_l", pretrained, kwargs)

@@ -19,6 +19,7 @@ class ConvNorm2d(nn.Module):
         stride: Step in pixels.
         dilation: Distance between taps in pixels.
         depthwise: One kernel for each channel (then both channel counts are equal) instead of a dense convolution.
+        norm: Whether there is a BatchNorm; without it the convolution, which has no bias, stands alone.
         activation: Class of the activation, or none.
         device: Where to put the parameters.
         dtype: Their type.
@@ -38,6 +39,7 @@ class ConvNorm2d(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         depthwise: bool = False,
+        norm: bool = True,
         activation: type[nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -66,12 +68,12 @@ class ConvNorm2d(nn.Module):
                 device=device,
                 dtype=dtype,
             )
-        self.norm: nn.Module = nn.BatchNorm2d(out_channels, device=device, dtype=dtype)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels, device=device, dtype=dtype) if norm else nn.Identity()
         self.activation = nn.Identity() if activation is None else activation()
 
     @property
     def is_merged(self) -> bool:
-        """Whether the norm has been folded."""
+        """Whether the norm has been folded, or there never was one."""
         return isinstance(self.norm, nn.Identity)
 
     def forward(self, x: Tensor) -> Tensor:

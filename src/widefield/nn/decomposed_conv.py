@@ -32,6 +32,8 @@ class DecomposedConv2d(nn.Module):
         channels: C.
         kernel_size: M, the length of the stripes; odd.
         small_kernel_size: N, their width and the size of the small kernel; odd.
+        norm: Whether each branch ends in a BatchNorm, as published; without it, it is the bias-free convolution (the
+            published code's ``bn=False``).
         merged_form: What `reparameterize` makes unless it is told otherwise; an attribute that may be changed.
         device: Where to put the parameters.
         dtype: Their type.
@@ -56,6 +58,7 @@ class DecomposedConv2d(nn.Module):
         kernel_size: int,
         small_kernel_size: int = 5,
         *,
+        norm: bool = True,
         merged_form: MergedForm = "stripes",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -71,10 +74,10 @@ class DecomposedConv2d(nn.Module):
         self.merged_form: MergedForm = merged_form
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         length, width = kernel_size, small_kernel_size
-        self.tall = _branch(channels, (length, width), factory)
-        self.wide = _branch(channels, (width, length), factory)
+        self.tall = _branch(channels, (length, width), norm, factory)
+        self.wide = _branch(channels, (width, length), norm, factory)
         has_small = width < length
-        self.small = _branch(channels, (width, width), factory) if has_small else None
+        self.small = _branch(channels, (width, width), norm, factory) if has_small else None
         self.merged = self.merged_tall = self.merged_wide = None
 
     @property
@@ -139,8 +142,8 @@ class DecomposedConv2d(nn.Module):
         return "stripes" if self.merged is None else "cross"
 
 
-def _branch(channels: int, kernel_size: tuple[int, int], factory: dict[str, Any]) -> ConvNorm2d:
-    return ConvNorm2d(channels, channels, kernel_size, depthwise=True, **factory)
+def _branch(channels: int, kernel_size: tuple[int, int], norm: bool, factory: dict[str, Any]) -> ConvNorm2d:
+    return ConvNorm2d(channels, channels, kernel_size, depthwise=True, norm=norm, **factory)
 
 
 def _size(kernel: Tensor) -> tuple[int, int]:

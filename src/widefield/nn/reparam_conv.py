@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ class ReparamConv2d(nn.Module):
         channels: C.
         kernel_size: K of the large kernel; odd.
         small_kernel_size: k of the parallel small kernel, odd and at most K; none for the large kernel alone.
+        norm: Whether each branch ends in a BatchNorm, as published; without it, it is the bias-free convolution.
         device: Where to put the parameters.
         dtype: Their type.
 
@@ -38,6 +41,7 @@ class ReparamConv2d(nn.Module):
         kernel_size: int,
         small_kernel_size: int | None = 5,
         *,
+        norm: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -53,10 +57,11 @@ class ReparamConv2d(nn.Module):
         self.channels = channels
         self.kernel_size = kernel_size
         self.merged = None
-        self.large = ConvNorm2d(channels, channels, kernel_size, depthwise=True, device=device, dtype=dtype)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.large = ConvNorm2d(channels, channels, kernel_size, depthwise=True, norm=norm, **factory)
         self.small = None
         if small_kernel_size is not None:
-            self.small = ConvNorm2d(channels, channels, small_kernel_size, depthwise=True, device=device, dtype=dtype)
+            self.small = ConvNorm2d(channels, channels, small_kernel_size, depthwise=True, norm=norm, **factory)
 
     @property
     def is_merged(self) -> bool:
