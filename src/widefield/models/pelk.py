@@ -28,6 +28,9 @@ from widefield.reparam import check_evaluation_mode
 
 __all__ = ["PeLK"]
 
+Grid = SharingGrid | Sequence[int]
+"""A whole grid, or the half of one that is symmetric."""
+
 # It looks at strides: a symbolic trace keeps the call as one node.
 torch.fx.wrap("first_channels")
 
@@ -147,7 +150,9 @@ class PeLK(ConvNeXtBackbone):
         depths: Blocks in each stage.
         kernel_sizes: K of each stage; odd.
         centre_radius: Taps that share nothing on each side of the central one.
-        grids: Cells of each stage's kernels; where there is none, `SharingGrid.exponential` with `centre_radius`.
+        grids: Cells of the kernels, for each stage or one for all: a `SharingGrid`, or the half that the paper prints,
+            the outermost cell first and the central one last, such as (8, 4, 2, 1, 1, 1) for K = 33. Where there is
+            none, `SharingGrid.exponential` with `centre_radius`.
         conv_ratio: Share of the channels that is convolved, the first ones.
         small_kernel_size: k of the parallel kernels, or none. A stage whose K is not larger has none either.
         branch_norm: Whether large and small kernel each end in a BatchNorm, as in SLaK.
@@ -169,7 +174,8 @@ class PeLK(ConvNeXtBackbone):
         (N, in_chans, H, W) -> (N, num_classes); stages at H / 4, H / 8, H / 16, H / 32.
 
     Raises:
-        InputError: If the numbers of stages differ or no channel is convolved, or as `PeripheralConv2d`.
+        InputError: If the numbers of stages differ, no channel is convolved, or a half grid is not one of whole numbers
+            that span the kernel, or as `PeripheralConv2d`.
     """
 
     def __init__(
@@ -178,7 +184,7 @@ class PeLK(ConvNeXtBackbone):
         depths: Sequence[int] = (3, 3, 9, 3),
         kernel_sizes: Sequence[int] = (51, 49, 47, 13),
         centre_radius: int = 2,
-        grids: Sequence[SharingGrid | None] | None = None,
+        grids: Grid | Sequence[Grid | None] | None = None,
         conv_ratio: float = 3 / 8,
         small_kernel_size: int | None = 5,
         branch_norm: bool = False,
@@ -196,8 +202,8 @@ class PeLK(ConvNeXtBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        grids = [None] * len(channels) if grids is None else grids
-        counts = [len(channels), len(depths), len(kernel_sizes), len(grids)]
+        of_stages = _grids_of_stages(grids, len(channels))
+        counts = [len(channels), len(depths), len(kernel_sizes), len(of_stages)]
         check(
             len(set(counts)) == 1,
             "channels, depths, kernel sizes and grids of as many stages",
@@ -215,12 +221,13 @@ class PeLK(ConvNeXtBackbone):
         stages: list[list[nn.Module]] = []
         for index, kernel_size in enumerate(kernel_sizes):
             small = small_kernel_size if small_kernel_size is not None and small_kernel_size < kernel_size else None
+            grid = _whole_grid(of_stages[index], kernel_size)
             blocks: list[nn.Module] = []
             for rate in rates[index]:
                 conv = PeripheralConv2d(
                     convolved[index],
                     kernel_size,
-                    grid=grids[index],
+                    grid=grid,
                     centre_radius=centre_radius,
                     small_kernel_size=small,
                     norm=branch_norm,
@@ -255,6 +262,36 @@ class PeLK(ConvNeXtBackbone):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the embeddings: what they add is a bias."""
         return {name for name, _ in self.named_parameters() if name.endswith(".embedding")}
+
+
+def _grids_of_stages(grids: Grid | Sequence[Grid | None] | None, stages: int) -> Sequence[Grid | None]:
+    is_one = isinstance(grids, SharingGrid) or (
+        isinstance(grids, Sequence) and all(type(cell) is int for cell in grids)
+    )
+    if grids is None or is_one:
+        return [cast("Grid | None", grids)] * stages
+    check(
+        isinstance(grids, list | tuple),
+        "half grids such as [8, 4, 2, 1, 1, 1], one for all stages or one for each",
+        repr(grids),
+        "give the cells as a list",
+    )
+    return cast("Sequence[Grid | None]", grids)
+
+
+def _whole_grid(grid: Grid | None, kernel_size: int) -> SharingGrid | None:
+    if grid is None or isinstance(grid, SharingGrid):
+        return grid
+    cells = list(grid) if isinstance(grid, list | tuple) else []
+    is_half = bool(cells) and all(type(cell) is int and cell > 0 for cell in cells)
+    taps = 2 * sum(cells) - cells[-1] if is_half else 0
+    check(
+        taps == kernel_size,
+        f"a half grid that spans {kernel_size} taps, the outermost cell first and the central one last",
+        f"{cells or grid!r}" + (f", which spans {taps}" if is_half else ""),
+        "give whole numbers whose double, the central one counted once, is the kernel size",
+    )
+    return SharingGrid.from_half(cells)
 
 
 @dataclass(frozen=True)
