@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from widefield import merge
 from widefield._core.errors import InputError
-from widefield.nn.dilated_reparam_conv import PUBLISHED_BRANCHES, Branch, DilatedReparamConv2d, branch_table
+from widefield.nn.dilated_reparam_conv import (
+    BRANCH_SETS,
+    PUBLISHED_BRANCHES,
+    Branch,
+    BranchSet,
+    DilatedReparamConv2d,
+    branch_table,
+)
 from widefield.reparam import Reparameterizable, fold
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -81,6 +88,33 @@ def test_beyond_the_table_sizes_are_spread_from_five_to_the_large_kernel(kernel_
     small = sorted(2 * r + 1 for k, r in branch_table(kernel_size) if k == 3)
     assert all(abs(size - (5 + part * quarter)) <= 1 for part, size in zip((1, 2, 3), small, strict=True))
     assert len(set(branch_table(kernel_size))) == 5
+
+
+@pytest.mark.parametrize("kernel_size", SIZES)
+def test_the_sets_of_the_ablation_are_made_from_the_dilated_one(kernel_size: int) -> None:
+    assert branch_table(kernel_size, "none") == ()
+    assert branch_table(kernel_size, "same_size") == tuple((k, 1) for k, _ in branch_table(kernel_size))
+    assert branch_table(kernel_size, "same_equivalent_size") == tuple((span, 1) for span in spans(kernel_size))
+    assert branch_table(13, "same_equivalent_size") == ((5, 1), (13, 1), (7, 1), (9, 1), (11, 1))
+
+
+@pytest.mark.parametrize("branch_set", BRANCH_SETS)
+@pytest.mark.parametrize("kernel_size", [5, 7, 13, 31])
+def test_every_set_merges_and_equal_branches_are_each_their_own(kernel_size: int, branch_set: BranchSet) -> None:
+    layer = randomise(DilatedReparamConv2d(3, kernel_size, branch_set=branch_set, dtype=torch.float64))
+    assert len(layer.dilated) == len(branch_table(kernel_size, branch_set))
+    if (kernel_size, branch_set) == (13, "same_size"):
+        assert list(layer.dilated) == ["k5_r1", "k7_r1", "k3_r1", "k3_r1_2", "k3_r1_3"]
+    x = noise(2, 3, 12, 10, dtype=torch.float64)
+    expected = layer(x)
+    assert merge(layer, x).relative_error < 1e-12
+    assert layer.large.conv.weight.shape[2:] == (kernel_size, kernel_size)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_set_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InputError, match="Expected the name of a branch set, but got 'dilate': did you mean 'dilated'"):
+        DilatedReparamConv2d(3, 13, branch_set="dilate")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_stated_example_is_what_the_rule_gives() -> None:

@@ -26,7 +26,7 @@ STAGES = range(4)
 # For a kernel that is not there: the network is made with one, and whoever compares can name it.
 _UNKNOWN = 13
 
-_BRANCH = re.compile(r"k(\d+)_r(\d+)")
+_BRANCH = re.compile(r"k(\d+)_r(\d+)(_\d+)?")
 
 # Of what a layer has once its branches or its norm are folded.
 _MERGED = re.compile(r"\.large_kernel\.(merged(_tall|_wide)?\.|bias$)|\.conv\.bias$|\.fc2\.bias$")
@@ -184,6 +184,7 @@ def _slak(reader: _Reader) -> dict[str, Any]:
         "small_kernel_size": small,
         "decomposed": is_decomposed,
         "layer_scale": _layer_scale(reader, "slak"),
+        **_branch_norm(reader),
         **_common(reader, r"stem\.0\.weight"),
     }
 
@@ -198,6 +199,8 @@ def _unireplknet(reader: _Reader) -> dict[str, Any]:
             for stage, depth in zip(STAGES, widths["depths"], strict=True)
         ),
         "layer_scale": _layer_scale(reader, "unireplknet"),
+        **_extra_structure(reader),
+        **_branch_set(reader, kernels),
         **_common(reader, r"stem\.0\.weight"),
     }
 
@@ -221,6 +224,46 @@ def _layer_scale(reader: _Reader, family: Family) -> float | None:
     # Once it is folded there is no telling whether there was one.
     is_open = form_of(reader.shapes, family) == "merged"
     return 1e-6 if is_open or reader.has(r"stages\.\d+\.blocks\.\d+\.gamma") else None
+
+
+def _branch_norm(reader: _Reader) -> dict[str, bool]:
+    """Nothing where the branches have norms, or where they are merged and there is no telling."""
+    names = r"stages\.\d+\.blocks\.\d+\.large_kernel\.(tall|wide|large|small)\."
+    return {"branch_norm": False} if reader.has(names + "conv.+") and not reader.has(names + "norm.+") else {}
+
+
+def _extra_structure(reader: _Reader) -> dict[str, str]:
+    """Nothing where it is the published one, of which a part may be missing."""
+    block = r"stages\.\d+\.blocks\.\d+"
+    if reader.has(rf"{block}\.squeeze_excite\..+") or _is_in_published_names(reader):
+        return {}
+    parts = {"depthwise": "bottleneck", "reduce": "pointwise", "first": "depthwise"}
+    found = [structure for part, structure in parts.items() if reader.has(rf"{block}\.extra\.{part}\..+")]
+    return {"extra_structure": found[0] if found else "none"}
+
+
+def _branch_set(reader: _Reader, kernels: Mapping[tuple[int, int], _Kernel]) -> dict[str, str]:
+    """Nothing where branches are dilated or should be, or where they are merged and there is no telling."""
+    if _is_in_published_names(reader):
+        return {}
+    branches = {name for kernel in kernels.values() for name in kernel.branches}
+    has_large = reader.has(r"stages\.\d+\.blocks\.\d+\.large_kernel\.large\.norm\..+")
+    if not branches:
+        return {"branch_set": "none"} if has_large else {}
+    if any(_is_dilated(name) for name in branches):
+        return {}
+    # The smallest dilated branch spans five taps, with three of them.
+    return {"branch_set": "same_size" if any(name.startswith("k3_") for name in branches) else "same_equivalent_size"}
+
+
+def _is_in_published_names(reader: _Reader) -> bool:
+    """Whether it is the authors' UniRepLKNet, which has squeeze-and-excitation and dilated branches always."""
+    return any(".pwconv1." in theirs for theirs in reader.names.values())
+
+
+def _is_dilated(branch: str) -> bool:
+    match = _BRANCH.fullmatch(branch)
+    return match is not None and match[2] != "1"
 
 
 def _small_kernel_size(reader: _Reader) -> int | None:
@@ -257,12 +300,12 @@ def _block_kernels(reader: _Reader) -> dict[tuple[int, int], _Kernel]:
 def _block_kernel_size(reader: _Reader, kernels: Mapping[tuple[int, int], _Kernel], place: tuple[int, int]) -> int:
     """Kernel size of one block, 0 for none.
 
-    Blocks with the same branches have the same kernel size, so that they vouch for each other.
+    Blocks with the same dilated branches have the same kernel size, so that they vouch for each other.
     """
     own = kernels.get(place)
     if own is None:
         return 0
-    if own.size is not None and not own.branches:
+    if own.size is not None and not any(map(_is_dilated, own.branches)):
         return own.size
     alike = {where: other for where, other in kernels.items() if other.is_like(own) and other.size is not None}
     near = {where: other for where, other in alike.items() if where[0] == place[0]}

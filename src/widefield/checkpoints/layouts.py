@@ -135,7 +135,7 @@ def _family(keys: list[str], source: str) -> tuple[Family, bool]:
     # UniRepLKNet before SLaK, whose marks it has too.
     ours: dict[Family, bool] = {
         "replknet": any(".blocks.0.conv1.conv." in key for key in keys),
-        "unireplknet": any(".squeeze_excite." in key for key in keys),
+        "unireplknet": any(".squeeze_excite." in key or ".response_norm." in key for key in keys),
         "slak": any(".fc1." in key for key in keys) and any(".large_kernel." in key for key in keys),
     }
     named = dict.fromkeys(keys)

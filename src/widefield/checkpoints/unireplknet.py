@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from widefield._core.checks import check
 from widefield.checkpoints.keymap import Rule, rename
 
 Value = TypeVar("Value")
@@ -54,6 +56,15 @@ def to_published(state: Mapping[str, Value]) -> dict[str, Value]:
     """Rename a state dict of ours, branched or merged, to published names.
 
     Raises:
-        InputError: If it has a key that the published networks have no name for.
+        InputError: If it has a key that the published networks have no name for, or lacks what they always have.
     """
+    has_squeeze = any(".squeeze_excite." in key for key in state) or not any(".response_norm." in key for key in state)
+    has_large = any(".large_kernel.large.norm." in key for key in state)
+    has_dilated = any(re.search(r"\.dilated\.k\d+_r(?!1[._])", key) for key in state)
+    check(
+        has_squeeze and (has_dilated or not has_large),
+        "a UniRepLKNet with squeeze-and-excitation and dilated branches, which the published code always makes",
+        f"one without {'dilated branches' if has_squeeze else 'squeeze-and-excitation'}",
+        "keep it under our names, which load_published() reads",
+    )
     return rename(state, RULES, to_ours=False, source="our UniRepLKNet")

@@ -17,12 +17,14 @@ from timm.layers import DropPath, LayerNorm2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from widefield._core.checks import check
+from widefield._core.checks import check, check_name
 from widefield.models._backbone import check_stages, drop_path_rates
 from widefield.models._convnext import EPS, ConvNeXtBackbone
 from widefield.models._entry_points import build, configurations
+from widefield.nn.conv_norm import ConvNorm2d
 from widefield.nn.depthwise_conv import DepthwiseConv2d
-from widefield.nn.dilated_reparam_conv import DilatedReparamConv2d
+from widefield.nn.dilated_reparam_conv import BRANCH_SETS, BranchSet, DilatedReparamConv2d
+from widefield.nn.extra_structure import ExtraStructure, extra_convolutions
 from widefield.nn.response_norm import GlobalResponseNorm
 from widefield.nn.squeeze_excite import SqueezeExcite
 from widefield.reparam import (
@@ -42,7 +44,7 @@ SMALLEST_WITH_BRANCHES = 7
 
 
 class UniRepLKNetBlock(nn.Module):
-    """``x + gamma * BN(fc2(GRN(GELU(fc1(SE(BN(large_kernel(x))))))))``.
+    """``x + gamma * BN(fc2(GRN(GELU(fc1(SE(BN(large_kernel(x))))))))``, with another structure in place of SE if asked.
 
     Args:
         channels: C.
@@ -51,14 +53,19 @@ class UniRepLKNetBlock(nn.Module):
         ffn_ratio: Width between the two linear layers over C.
         layer_scale: First value of gamma; none for a block without it.
         drop_path: Probability of dropping the residual branch of a sample.
+        extra_structure: What stands behind the norm of the large kernel: "se", "none", or convolutions, see
+            `extra_convolutions`.
+        branch_set: Branches of the large kernel, see `branch_table`.
         device: Where to put the parameters.
         dtype: Their type.
 
     Raises:
-        InputError: If K is even, unless it is 0.
+        InputError: If K is even, unless it is 0, or there is no such structure or set.
     """
 
     gamma: nn.Parameter | None
+    squeeze_excite: SqueezeExcite | None
+    extra: nn.Sequential | None
 
     def __init__(
         self,
@@ -68,6 +75,8 @@ class UniRepLKNetBlock(nn.Module):
         layer_scale: float | None = 1e-6,
         drop_path: float = 0.0,
         *,
+        extra_structure: ExtraStructure = "se",
+        branch_set: BranchSet = "dilated",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -80,9 +89,11 @@ class UniRepLKNetBlock(nn.Module):
         )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = int(channels * ffn_ratio)
-        self.large_kernel = _large_kernel(channels, kernel_size, factory)
+        self.large_kernel = _large_kernel(channels, kernel_size, branch_set, factory)
         self.norm: nn.Module = nn.BatchNorm2d(channels, **factory) if kernel_size else nn.Identity()
-        self.squeeze_excite = SqueezeExcite(channels, max(channels // 4, 1), **factory)
+        has_squeeze = extra_structure == "se"
+        self.squeeze_excite = SqueezeExcite(channels, max(channels // 4, 1), **factory) if has_squeeze else None
+        self.extra = extra_convolutions(extra_structure, channels, **factory)
         self.fc1 = nn.Linear(channels, hidden, **factory)
         self.activation = nn.GELU()
         self.response_norm = GlobalResponseNorm(hidden, **factory)
@@ -98,7 +109,9 @@ class UniRepLKNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        y = self.squeeze_excite(self.norm(self.large_kernel(x)))
+        y = self.norm(self.large_kernel(x))
+        for structure in (self.squeeze_excite, self.extra):
+            y = y if structure is None else structure(y)
         y = self.response_norm(self.activation(self.fc1(y.permute(0, 2, 3, 1))))
         y = self.final_norm(self.fc2(y).permute(0, 3, 1, 2))
         if self.gamma is not None:
@@ -122,6 +135,9 @@ class UniRepLKNetBlock(nn.Module):
             assert isinstance(conv, nn.Conv2d)
             fold_after(conv, self.norm)
             self.norm = nn.Identity().eval()
+        for part in () if self.extra is None else self.extra:
+            assert isinstance(part, ConvNorm2d)
+            part.reparameterize()
         if not self.is_merged:
             weight, bias = folded_after(self.fc2, self.final_norm)
             if self.gamma is not None:
@@ -142,6 +158,10 @@ class UniRepLKNet(ConvNeXtBackbone):
         channels: C of each stage.
         depths: Blocks in each stage.
         kernel_sizes: K of each stage, or of each block of a stage; see `UniRepLKNetBlock`.
+        extra_structure: What stands behind each block's depthwise convolution and its norm: "se" (as published),
+            "none", "bottleneck", "pointwise" or "depthwise", see `extra_convolutions`.
+        branch_set: Branches of the large kernels: "dilated" (as published), "none", "same_size" or
+            "same_equivalent_size", see `branch_table`.
         ffn_ratio: Width inside the blocks' linear layers over C.
         layer_scale: First value of the layer scale; none for blocks without it.
         in_chans: Channels of the image.
@@ -159,7 +179,8 @@ class UniRepLKNet(ConvNeXtBackbone):
         (N, in_chans, H, W) -> (N, num_classes); stages at H / 4, H / 8, H / 16, H / 32.
 
     Raises:
-        InputError: If the lists differ in length, or a kernel size is even.
+        InputError: If the lists differ in length, a kernel size is even or no whole number, or there is no such
+            structure or set.
     """
 
     def __init__(
@@ -167,6 +188,8 @@ class UniRepLKNet(ConvNeXtBackbone):
         channels: Sequence[int] = (96, 192, 384, 768),
         depths: Sequence[int] = (3, 3, 27, 3),
         kernel_sizes: Sequence[int | Sequence[int]] = (3, 13, (13, 3, 3) * 9, 13),
+        extra_structure: ExtraStructure = "se",
+        branch_set: BranchSet = "dilated",
         ffn_ratio: float = 4.0,
         layer_scale: float | None = 1e-6,
         in_chans: int = 3,
@@ -180,11 +203,13 @@ class UniRepLKNet(ConvNeXtBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_stages(channels, depths, kernel_sizes)
+        check_name(branch_set, BRANCH_SETS, "branch set")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         rates = drop_path_rates(drop_path_rate, depths)
+        studied: dict[str, Any] = {"extra_structure": extra_structure, "branch_set": branch_set}
         stages = [
             [
-                UniRepLKNetBlock(width, size, ffn_ratio, layer_scale, rate, **factory)
+                UniRepLKNetBlock(width, size, ffn_ratio, layer_scale, rate, **studied, **factory)
                 for size, rate in zip(_of_blocks(kernel_sizes[index], depths[index]), rates[index], strict=True)
             ]
             for index, width in enumerate(channels)
@@ -208,17 +233,23 @@ class UniRepLKNet(ConvNeXtBackbone):
         )
 
 
-def _large_kernel(channels: int, kernel_size: int, factory: dict[str, Any]) -> nn.Module:
+def _large_kernel(channels: int, kernel_size: int, branch_set: BranchSet, factory: dict[str, Any]) -> nn.Module:
     if kernel_size == 0:
         return nn.Identity()
     if kernel_size < SMALLEST_WITH_BRANCHES:
         return DepthwiseConv2d(channels, kernel_size, bias=False, **factory)
-    return DilatedReparamConv2d(channels, kernel_size, **factory)
+    return DilatedReparamConv2d(channels, kernel_size, branch_set=branch_set, **factory)
 
 
 def _of_blocks(sizes: int | Sequence[int], depth: int) -> Sequence[int]:
     if isinstance(sizes, int):
         return [sizes] * depth
+    check(
+        isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes),
+        "a whole number for each kernel size of a stage",
+        repr(sizes),
+        "write for instance 13, or (13, 3, 3) for three blocks",
+    )
     check(
         len(sizes) == depth,
         f"one kernel size, or {depth} of them, for a stage of {depth} blocks",

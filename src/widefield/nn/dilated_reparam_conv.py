@@ -6,17 +6,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from widefield._core.checks import check
+from widefield._core.checks import check, check_name
 from widefield.nn.conv_norm import ConvNorm2d
 from widefield.reparam import check_evaluation_mode, embed_kernel, folded_after, set_parameters
 
 Branch = tuple[int, int]
 """Kernel size and dilation."""
+
+BranchSet = Literal["dilated", "none", "same_size", "same_equivalent_size"]
+BRANCH_SETS: tuple[BranchSet, ...] = get_args(BranchSet)
 
 PUBLISHED_BRANCHES: dict[int, tuple[Branch, ...]] = {
     5: ((3, 1), (3, 2)),
@@ -30,7 +35,7 @@ PUBLISHED_BRANCHES: dict[int, tuple[Branch, ...]] = {
 """Branches of the published code for each K."""
 
 
-def branch_table(kernel_size: int) -> tuple[Branch, ...]:
+def branch_table(kernel_size: int, branch_set: BranchSet = "dilated") -> tuple[Branch, ...]:
     """Return the branches that go with a large kernel: the published ones, and beyond them five by one rule.
 
     The rule continues the published rows 13 and 17, which it gives too: 5 x 5 with dilation 1; with dilation 2 the
@@ -38,16 +43,33 @@ def branch_table(kernel_size: int) -> tuple[Branch, ...]:
     to (K - 1) / 2 (a size of K), rounded half up. For K = 31 these span 5, 29, 11, 19, 25. Below K = 5 nothing fits
     that the large kernel would not be itself, and there are none.
 
+    The other sets are those of the paper's ablation of the dilation: no branch at all; the same kernel sizes with
+    dilation 1 (13: 5, 7, 3, 3, 3); and kernels with dilation 1 of the sizes that the dilated ones span (13: 5, 13, 7,
+    9, 11). Branches that become equal there remain as many: in training they are not one.
+
     Args:
         kernel_size: K; odd.
+        branch_set: Which set.
 
     Returns:
         (kernel size k, dilation r) of each branch; (k - 1) r + 1 <= K.
 
     Raises:
-        InputError: If K is not odd and positive.
+        InputError: If K is not odd and positive, or there is no such set.
     """
     _check_odd(kernel_size)
+    check_name(branch_set, BRANCH_SETS, "branch set")
+    if branch_set == "none":
+        return ()
+    dilated = _dilated_branches(kernel_size)
+    if branch_set == "same_size":
+        return tuple((size, 1) for size, _ in dilated)
+    if branch_set == "same_equivalent_size":
+        return tuple((_span(size, dilation), 1) for size, dilation in dilated)
+    return dilated
+
+
+def _dilated_branches(kernel_size: int) -> tuple[Branch, ...]:
     if kernel_size < min(PUBLISHED_BRANCHES):
         return ()
     if kernel_size in PUBLISHED_BRANCHES:
@@ -60,14 +82,15 @@ def branch_table(kernel_size: int) -> tuple[Branch, ...]:
 class DilatedReparamConv2d(nn.Module):
     """``BN(depthwise K x K) + sum of BN(depthwise k x k with dilation r)``; merged, one depthwise K x K convolution.
 
-    `large` holds the large kernel and its norm, and after the merge the sum; `dilated` holds the other branches, and
-    after the merge none.
+    `large` holds the large kernel and its norm, and after the merge the sum; `dilated` holds the other branches, also
+    those without dilation, and after the merge none.
 
     Args:
         channels: C.
         kernel_size: K of the large kernel; odd.
-        branches: (k, r) of each parallel kernel, with k odd and (k - 1) r + 1 at most K; `branch_table(kernel_size)` if
-            not given.
+        branches: (k, r) of each parallel kernel, with k odd and (k - 1) r + 1 at most K; if not given,
+            `branch_table(kernel_size, branch_set)`.
+        branch_set: Which set of the table.
         device: Where to put the parameters.
         dtype: Their type.
 
@@ -75,7 +98,8 @@ class DilatedReparamConv2d(nn.Module):
         (N, C, H, W) -> (N, C, H, W).
 
     Raises:
-        InputError: If a size is even, a dilation is not positive, or a branch is larger than K or there twice.
+        InputError: If a size is even, a dilation is not positive, a given branch is larger than K or there twice, or
+            there is no such set.
     """
 
     def __init__(
@@ -84,13 +108,15 @@ class DilatedReparamConv2d(nn.Module):
         kernel_size: int,
         *,
         branches: Sequence[Branch] | None = None,
+        branch_set: BranchSet = "dilated",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_odd(kernel_size)
-        branches = branch_table(kernel_size) if branches is None else tuple(branches)
-        for size, dilation in branches:
+        table = branch_table(kernel_size, branch_set)
+        given = () if branches is None else tuple(branches)
+        for size, dilation in given:
             check(
                 size > 0 and size % 2 == 1 and dilation > 0 and _span(size, dilation) <= kernel_size,
                 f"branches (k, r) of odd k and positive r with (k - 1) r + 1 at most {kernel_size}",
@@ -98,17 +124,20 @@ class DilatedReparamConv2d(nn.Module):
                 "use a smaller odd size, or a smaller dilation",
             )
         check(
-            len(set(branches)) == len(branches),
+            len(set(given)) == len(given),
             "branches that differ",
-            f"{list(branches)}",
+            f"{list(given)}",
             "give each of them once: two that are equal are one",
         )
         self.channels = channels
         self.kernel_size = kernel_size
         self.large = ConvNorm2d(channels, channels, kernel_size, depthwise=True, device=device, dtype=dtype)
         self.dilated = nn.ModuleDict()
-        for size, dilation in branches:
-            self.dilated[f"k{size}_r{dilation}"] = ConvNorm2d(
+        seen: Counter[Branch] = Counter()
+        for size, dilation in table if branches is None else given:
+            seen[size, dilation] += 1
+            number = f"_{seen[size, dilation]}" if seen[size, dilation] > 1 else ""
+            self.dilated[f"k{size}_r{dilation}{number}"] = ConvNorm2d(
                 channels, channels, size, dilation=dilation, depthwise=True, device=device, dtype=dtype
             )
 
