@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -40,7 +41,8 @@ class ModelConfig:
     """Factor on the first weights of a new classifier; fine-tuning recipes start it close to zero."""
 
     options: tuple[str, ...] = ()
-    """Other arguments of the model, each as NAME=VALUE: small_kernel_size=3 shortcut=false."""
+    """Other arguments of the model, each as NAME=VALUE: small_kernel_size=3 shortcut=false. Where a model has kernel
+    sizes for each block: kernel_sizes=[3,13,13-3-3x9,[13,0,13]]."""
 
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
@@ -68,13 +70,23 @@ class ModelConfig:
             arguments["head_init_scale"] = self.head_init_scale
         own = {"drop_rate", "drop_path_rate", "kernel_sizes", "head_init_scale", "num_classes"}
         for option in self.options:
-            name, equals, value = option.partition("=")
+            name, equals, text = option.partition("=")
             check(
                 bool(equals) and name.isidentifier(),
                 "model.options as NAME=VALUE",
                 repr(option),
                 "write for instance --model.options shortcut=false small_kernel_size=3",
             )
+            value = _plain_value(option, text)
+            if name == "kernel_sizes" and _is_of_blocks(value):
+                check(
+                    self.kernel_sizes is None,
+                    "kernel sizes for stages or for blocks",
+                    f"both, with {option!r}",
+                    "leave out --model.kernel-sizes",
+                )
+                arguments[name] = tuple(_sizes_of_stage(option, sizes) for sizes in value)
+                continue
             check(
                 name not in own,
                 "model.options without fields of their own",
@@ -83,10 +95,10 @@ class ModelConfig:
                 if name != "num_classes"
                 else "leave it out: the number of classes comes from the data",
             )
-            arguments[name] = _plain_value(option, value)
+            arguments[name] = value
             # timm.create_model() leaves out arguments that are None, and the model would have its own default.
             check(
-                arguments[name] is not None,
+                value is not None,
                 "model.options with a value",
                 repr(option),
                 "leave it out for the model's own default, or give a value",
@@ -143,6 +155,25 @@ def read_config(path: Path) -> RunConfig:
         reason = str(error).replace("\n", " ")
         raise InputError("a config file in YAML", f"{path} ({reason})", "mend it or start from a recipe") from error
     return from_plain(RunConfig, values)
+
+
+def _is_of_blocks(value: Any) -> bool:
+    """Whether kernel sizes are more than one number for each stage, which is a field of its own."""
+    return isinstance(value, list) and any(isinstance(sizes, list | str) for sizes in cast("list[Any]", value))
+
+
+def _sizes_of_stage(option: str, sizes: Any) -> Any:
+    """Read the kernel sizes of a stage: one for all its blocks, one for each, or a pattern and how often it comes."""
+    if not isinstance(sizes, str):
+        return sizes
+    pattern = re.fullmatch(r"(\d+(?:-\d+)*) ?x ?(\d{1,4})", sizes)
+    if pattern is None:
+        raise InputError(
+            "kernel sizes of a stage as 13, [13, 3, 3] or 13-3-3x9",
+            f"{sizes!r} in {option!r}",
+            "write one of these for each stage",
+        )
+    return tuple(map(int, pattern[1].split("-"))) * int(pattern[2])
 
 
 def _plain_value(option: str, text: str) -> Any:
