@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from widefield.analysis.cost import measure_cost
+from widefield.analysis.operator_shares import KINDS
 from widefield.reparam import fold
 from widefield.tasks.classification import open_model
 
@@ -55,6 +56,26 @@ def test_networks_are_timed_on_request(widefield, tmp_path: Path) -> None:
     assert 0 < times["p05_ms"] <= times["median_ms"] <= times["p95_ms"]
     assert times["images_per_s"] == pytest.approx(1000 / times["median_ms"])
     assert bars.is_file()
+
+
+def test_shares_of_operators_are_told_drawn_and_kept_on_request(widefield, tmp_path: Path) -> None:
+    bars, figures = tmp_path / "bars.png", tmp_path / "cost.json"
+    words = ("--size", 64, "--shares", "True", "--seconds", 0, "-o", bars, figures)
+    outcome = widefield("cost", "replknet_nano", "mobilenetv3_small_050", *words)
+    assert outcome.code == 0, outcome.err
+    for entry in json.loads(figures.read_text(encoding="utf-8")):
+        kinds = entry["shares"]["kinds"]
+        assert list(kinds) == list(KINDS)
+        assert sum(kind["macs"] for kind in kinds.values()) == entry["macs"]
+        assert sum(kind["share_of_macs"] for kind in kinds.values()) == pytest.approx(1)
+        assert sum(kind["share_of_time"] for kind in kinds.values()) == pytest.approx(1)
+        assert kinds["large depthwise"]["macs"] == entry["large_kernel_macs"]
+        assert f"{entry['model']}: operators of a batch of 1 on cpu" in outcome.out
+        for kind in KINDS:
+            shown = f"{100 * kinds[kind]['share_of_macs']:.1f} %"
+            assert any(kind in line and shown in line for line in outcome.out.splitlines())
+    with Image.open(bars) as image:
+        assert image.size[0] > 1800
 
 
 @pytest.mark.parametrize(

@@ -194,12 +194,12 @@ def _count(model: nn.Module, size: tuple[int, ...]) -> _Counted:
     floating = (parameter for parameter in model.parameters() if parameter.is_floating_point())
     like = next(floating, torch.empty(0))
     try:
-        return _run(_twin(model, "meta"), torch.zeros(size, dtype=like.dtype, device="meta"))
+        return _run(twin(model, "meta"), torch.zeros(size, dtype=like.dtype, device="meta"))
     except Exception:
         # Whatever is wrong with the input or the model itself comes up again in the real run.
         logger.debug("%s does not run on the meta device", type(model).__name__, exc_info=True)
     try:
-        return _run(_twin(model, None), torch.zeros(size, dtype=like.dtype, device=like.device))
+        return _run(twin(model, None), torch.zeros(size, dtype=like.dtype, device=like.device))
     except Exception as error:
         # A network of somebody else's may refuse an input by any exception at all.
         reason = next(iter(str(error).splitlines()), "")
@@ -235,7 +235,7 @@ def _run(model: nn.Module, example: Tensor) -> _Counted:
     )
 
 
-def _twin(model: nn.Module, device: str | None) -> nn.Module:
+def twin(model: nn.Module, device: str | None) -> nn.Module:
     """Return a copy in evaluation mode, with tensors without values on a device, or with the model's own tensors."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):

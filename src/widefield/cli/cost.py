@@ -20,6 +20,7 @@ from widefield._core.files import write_text_atomically
 from widefield.analysis.cost import Cost, measure_cost
 from widefield.analysis.cost_plot import draw_costs
 from widefield.analysis.latency import Latency, measure_latency
+from widefield.analysis.operator_shares import KINDS, OperatorShares, measure_shares
 from widefield.cli.arguments import parse
 from widefield.reparam import fold
 from widefield.tasks.classification import open_model
@@ -30,7 +31,7 @@ class CostArguments:
     """Count what a forward pass of networks costs, and time it on request.
 
     MACs are multiply-accumulates of convolutions and matrix products, the "FLOPs" of the papers. Nothing is computed
-    for counting them: only --latency runs the networks.
+    for counting them: only --latency and --shares run the networks.
     """
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -51,8 +52,11 @@ class CostArguments:
     latency: bool = False
     """Whether to time the networks as well."""
 
+    shares: bool = False
+    """Whether to measure which kinds of operators the MACs and the time are spent on."""
+
     seconds: float = 5.0
-    """Of timing for each network."""
+    """Of timing for each network; --latency and --shares take so many each."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to time."""
@@ -77,6 +81,7 @@ def run(words: Sequence[str]) -> None:
     console = Console(highlight=False)
     costs: dict[str, Cost] = {}
     latencies: dict[str, Latency] = {}
+    shares: dict[str, OperatorShares] = {}
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("networks", total=len(names))
         for name in names:
@@ -88,22 +93,27 @@ def run(words: Sequence[str]) -> None:
             size = arguments.size or opened.image_size
             shape = (arguments.batch, len(opened.mean), size, size)
             costs[name] = measure_cost(opened.model, shape)
-            if arguments.latency:
-                example = torch.randn(shape, device=arguments.device)
-                latencies[name] = measure_latency(
-                    opened.model.to(arguments.device), example, budget_s=arguments.seconds
-                )
+            if arguments.latency or arguments.shares:
+                model, example = opened.model.to(arguments.device), torch.randn(shape, device=arguments.device)
+                if arguments.latency:
+                    latencies[name] = measure_latency(model, example, budget_s=arguments.seconds)
+                if arguments.shares:
+                    shares[name] = measure_shares(model, example, budget_s=arguments.seconds)
             progress.advance(bar)
     _print(console, costs, latencies, arguments)
+    if shares:
+        _print_shares(console, shares)
     for path in arguments.output:
         if path.suffix == ".png":
-            draw_costs(path, costs, latencies)
+            draw_costs(path, costs, latencies, shares)
         else:
-            write_text_atomically(path, json.dumps(_plain(costs, latencies), indent=1) + "\n")
+            write_text_atomically(path, json.dumps(_plain(costs, latencies, shares), indent=1) + "\n")
         console.print(f"wrote {path}", soft_wrap=True)
 
 
-def _plain(costs: dict[str, Cost], latencies: dict[str, Latency]) -> list[dict[str, object]]:
+def _plain(
+    costs: dict[str, Cost], latencies: dict[str, Latency], shares: dict[str, OperatorShares]
+) -> list[dict[str, object]]:
     return [
         {
             "model": name,
@@ -111,6 +121,7 @@ def _plain(costs: dict[str, Cost], latencies: dict[str, Latency]) -> list[dict[s
             "latency": {**asdict(latencies[name]), "images_per_s": latencies[name].images_per_s}
             if name in latencies
             else None,
+            **({"shares": shares[name].to_plain()} if name in shares else {}),
         }
         for name in costs
     ]
@@ -155,6 +166,21 @@ def _print_latencies(console: Console, latencies: dict[str, Latency]) -> None:
         times = (found.median_ms, found.p05_ms, found.p25_ms, found.p75_ms, found.p95_ms, found.images_per_s)
         table.add_row(name, *(f"{value:,.2f}" for value in times), str(found.runs))
     console.print(table)
+
+
+def _print_shares(console: Console, shares: dict[str, OperatorShares]) -> None:
+    for name, found in shares.items():
+        title = f"{name}: operators of a batch of {found.batch} on {found.device}, {found.threads} threads"
+        table = _table(title, ("operators", "share of MACs", "share of time", "ms"))
+        of_macs, of_time = found.of_macs, found.of_time
+        for kind in KINDS:
+            shown = (f"{100 * share:.1f} %" for share in (of_macs[kind], of_time[kind]))
+            table.add_row(kind, *shown, f"{found.milliseconds[kind]:,.2f}")
+        console.print(table)
+    console.print(
+        "large depthwise: a side of 7 or more; linear: all matrix products; time: operators one by one",
+        soft_wrap=True,
+    )
 
 
 def _print_modules(console: Console, name: str, found: Cost, depth: int) -> None:
