@@ -56,6 +56,7 @@ def test_the_config_needs_no_library() -> None:
         (lambda: OptimizerConfig(lr=0), "Expected a positive learning rate, but got 0"),
         (lambda: OptimizerConfig(weight_decay=-1), "Expected optimizer.weight_decay to be at least 0, but got -1"),
         (lambda: ScheduleConfig(warmup_epochs=-1), "Expected schedule.warmup_epochs to be at least 0"),
+        (lambda: ScheduleConfig(warmup_lr=-1), "Expected schedule.warmup_lr to be at least 0"),
         (lambda: ScheduleConfig(min_lr=-1), "Expected schedule.min_lr to be at least 0"),
         (lambda: EmaConfig(decay=1.0), "Expected an ema.decay between 0 and 1, but got 1.0"),
         (lambda: TrainerConfig(epochs=0), "Expected trainer.epochs to be at least 1, but got 0"),
@@ -123,22 +124,6 @@ def test_settings_reach_the_optimizer() -> None:
     assert (adam.param_groups[0]["betas"], adam.param_groups[0]["eps"]) == ((0.8, 0.9), 1e-3)
     sgd = make_optimizer(nn.Linear(2, 2), OptimizerConfig(name="sgd", momentum=0.7))
     assert sgd.param_groups[0]["momentum"] == 0.7
-
-
-def test_the_schedule_counts_updates() -> None:
-    rates = {}
-    for name in ("cosine", "constant"):
-        optimizer = make_optimizer(nn.Linear(2, 2), OptimizerConfig(lr=1.0))
-        config = ScheduleConfig(name=name, warmup_epochs=0.5, warmup_lr=0.0, min_lr=0.1)
-        scheduler = make_scheduler(optimizer, config, epochs=2, updates_per_epoch=4)
-        rates[name] = [optimizer.param_groups[0]["lr"]]
-        for update in range(1, 9):
-            scheduler.step_update(update)
-            rates[name].append(optimizer.param_groups[0]["lr"])
-    assert rates["cosine"][:2] == [0.0, 0.5]
-    assert rates["cosine"][4] == pytest.approx(0.55)
-    assert rates["cosine"][8] == pytest.approx(0.1)
-    assert rates["constant"] == [0.0, 0.5, *[1.0] * 7]
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lookahead_adamw", "lamb", "nadamw", "adafactor"])

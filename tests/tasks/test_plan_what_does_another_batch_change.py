@@ -14,7 +14,7 @@ def test_learning_rates_follow_the_batch_and_epochs_stay() -> None:
     scaled, changes = scale_to_batch(base, 512)
     assert scaled.update_batch == 512
     assert scaled.optimizer.lr == pytest.approx(4e-3 / 8)
-    assert (scaled.schedule.warmup_lr, scaled.schedule.min_lr) == pytest.approx((1e-6 / 8, 1e-6 / 8))
+    assert (scaled.schedule.warmup_lr, scaled.schedule.min_lr) == pytest.approx((0, 1e-6 / 8))
     assert (scaled.trainer.epochs, scaled.schedule.warmup_epochs) == (300, 20)
     assert scaled.ema.decay == pytest.approx(0.9999 ** (1 / 8), rel=1e-12)
     assert scaled.sparsity is not None
@@ -23,11 +23,17 @@ def test_learning_rates_follow_the_batch_and_epochs_stay() -> None:
     assert {change.field: (change.before, change.after) for change in changes} == {
         "data.batch_size": ("4096", "512"),
         "optimizer.lr": ("0.004", "0.0005"),
-        "schedule.warmup_lr": ("1e-06", "1.25e-07"),
         "schedule.min_lr": ("1e-06", "1.25e-07"),
         "ema.decay": ("0.9999", "0.999987"),
         "sparsity.update_every": ("2000", "16000"),
     }
+
+
+def test_a_warm_up_that_starts_above_zero_is_scaled_too() -> None:
+    base = recipe("slak_t_in1k_300ep")
+    scaled, changes = scale_to_batch(replace(base, schedule=replace(base.schedule, warmup_lr=1e-5)), 512)
+    assert scaled.schedule.warmup_lr == pytest.approx(1e-5 / 8)
+    assert ("schedule.warmup_lr", "1e-05", "1.25e-06") in [(c.field, c.before, c.after) for c in changes]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -50,31 +50,37 @@ class ScheduleConfig:
     """The learning rate over the run, set anew for every optimizer update."""
 
     name: Literal["cosine", "constant"] = "cosine"
-    """Shape after the warmup: half a cosine down to `min_lr` at the last update, or the peak throughout."""
+    """Shape after the warmup: half a cosine from the peak down to `min_lr`, or the peak throughout."""
 
     warmup_epochs: float = 10
-    """Epochs of linear rise from `warmup_lr` to the peak, counted within the epochs of the run."""
+    """Epochs of linear rise from `warmup_lr` to the peak, counted within the epochs of the run; the cosine spans those
+    after them."""
 
-    warmup_lr: float = 1e-6
-    """Learning rate of the first update when there is a warmup."""
+    warmup_lr: float = 0.0
+    """Learning rate of the first update when there is a warmup; the published recipes start at 0."""
 
     min_lr: float = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Learning rate that the cosine has come down to after the last update; `lr_scale` of layer decay scales it too."""
 
     def __post_init__(self) -> None:
         _check_at_least("schedule.warmup_epochs", self.warmup_epochs, 0)
+        _check_at_least("schedule.warmup_lr", self.warmup_lr, 0)
         _check_at_least("schedule.min_lr", self.min_lr, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """An exponential moving average of the weights, validated and kept in place of the weights themselves."""
+    """An exponential moving average of the weights, which by default is validated and kept in place of them."""
 
     decay: float | None = None
     """Share of the average that each update keeps, such as 0.9999; None is off."""
 
     warmup: bool = False
     """Start with a small decay and let it grow to `decay`, for short runs."""
+
+    evaluate: bool = True
+    """Validate the average and keep its best state; otherwise the weights themselves are, and checkpoints hold the
+    average beside them."""
 
     def __post_init__(self) -> None:
         check(

@@ -108,33 +108,29 @@ def make_scheduler(
 ) -> Scheduler:
     """Build the schedule; `step_update(n)` sets the learning rate of the update after the n-th.
 
+    Source: the code of ConvNeXt, from which RepLKNet, SLaK and UniRepLKNet have it. With W updates of warmup among N,
+    update t (from 0) has the rate start + (peak - start) t / (W - 1) if t < W, so that the last of them has the peak,
+    and end + (peak - end) (1 + cos(pi (t - W) / (N - W))) / 2 afterwards, so that the cosine starts at the peak. A
+    group with an `lr_scale` has that multiple of it, the end included.
+
     Args:
         optimizer: Its current learning rates are the peak.
         config: Shape, warmup and end.
         epochs: Epochs of the run.
         updates_per_epoch: Optimizer updates in each.
     """
-    from timm.scheduler.cosine_lr import CosineLRScheduler
-    from timm.scheduler.step_lr import StepLRScheduler
+    from widefield.engine.warmup_schedule import WarmupSchedule
 
     updates = epochs * updates_per_epoch
     warmup = round(config.warmup_epochs * updates_per_epoch)
     if warmup >= updates:
         logger.warning(
-            "the warmup of %d updates is as long as the run of %d: the peak learning rate is never reached; "
+            "the warmup of %d updates leaves none of the %d of the run: the learning rate only rises%s; "
             "lower schedule.warmup_epochs",
             warmup,
             updates,
+            "" if warmup == updates else ", and its peak is never reached",
         )
-    if config.name == "constant":
-        return StepLRScheduler(
-            optimizer, decay_t=1, decay_rate=1.0, warmup_t=warmup, warmup_lr_init=config.warmup_lr, t_in_epochs=False
-        )
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=updates,
-        lr_min=config.min_lr,
-        warmup_t=warmup,
-        warmup_lr_init=config.warmup_lr,
-        t_in_epochs=False,
+    return WarmupSchedule(
+        optimizer, shape=config.name, updates=updates, warmup=warmup, start=config.warmup_lr, end=config.min_lr
     )

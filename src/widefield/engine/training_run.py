@@ -293,7 +293,8 @@ class TrainingRun:
 
     @property
     def _followed(self) -> nn.Module:
-        return self._model if self._ema is None else self._ema.module
+        """What is validated: the average of the weights, or the weights."""
+        return self._model if self._ema is None or not self._trainer.ema.evaluate else self._ema.module
 
     @property
     def _evaluated(self) -> nn.Module:
