@@ -28,6 +28,7 @@ def test_data_that_makes_no_sense_is_refused(values: dict, sentence: str):
     [
         ({"horizontal_flip": 1.1}, "Expected horizontal_flip between 0 and 1, but got 1.1: give a share, such as 0.1."),
         ({"random_erasing": -0.1}, "Expected random_erasing between 0 and 1, but got -0.1: give a share, such as 0.1."),
+        ({"random_erasing_count": 0}, "Expected random_erasing_count of at least 1, but got 0: raise it to 1 or more."),
         ({"mixup": -1.0}, "Expected mixup of at least 0, but got -1.0: raise it to 0 or more."),
         ({"affine_scale": 1.0}, "Expected affine_scale of at least 0 and below 1, but got 1.0: give the change of"),
         (

@@ -86,7 +86,12 @@ class AugmentationConfig:
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's name of an augmentation policy, or None."""
     random_erasing: float = 0.25
-    """Probability of blanking a random rectangle."""
+    """Probability of overwriting random rectangles of an image, after normalisation."""
+    random_erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """With what: a normal draw for each pixel and channel, as published, one for each channel, or zeros."""
+    random_erasing_count: int = 1
+    """Largest number of these rectangles; how many is drawn from 1 to it, each up to a third of the image in area over
+    this number."""
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
@@ -119,6 +124,7 @@ class AugmentationConfig:
             check(0 <= value <= 1, f"{name} between 0 and 1", f"{value}", "give a share, such as 0.1")
         for name in ("color_jitter", "mixup", "cutmix", "affine_degrees"):
             _check_at_least(name, getattr(self, name), 0)
+        _check_at_least("random_erasing_count", self.random_erasing_count, 1)
         check(
             0 <= self.affine_scale < 1,
             "affine_scale of at least 0 and below 1",

@@ -74,6 +74,8 @@ def train_transform(data: DataConfig, augmentation: AugmentationConfig) -> Trans
             mean=data.mean,
             std=data.std,
             re_prob=augmentation.random_erasing,
+            re_mode=augmentation.random_erasing_mode,
+            re_count=augmentation.random_erasing_count,
             separate=True,
         )
     except (AssertionError, ValueError) as error:
