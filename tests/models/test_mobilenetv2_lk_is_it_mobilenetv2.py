@@ -217,9 +217,10 @@ def test_bfloat16_merges_to_bfloat16_and_training_mode_is_refused() -> None:
     [
         (
             {"kernel_sizes": (3, 3, 3)},
-            "Expected 4 kernel sizes, but got 3 (3, 3, 3): give one for each of the strides 4, 8, 16 and 32.",
+            "Expected 4 or 6 kernel sizes, but got 3 (3, 3, 3): give one for each of the strides 4, 8, 16 and 32, "
+            "or of the widths 24, 32, 64, 96, 160 and 320.",
         ),
-        ({"dilation": (1, 2)}, "Expected 4 dilations, but got 2 (1, 2): give one for each"),
+        ({"dilation": (1, 2)}, "Expected 4 or 6 dilations, but got 2 (1, 2): give one for each"),
         ({"dilation": (1, 0, 1, 1)}, "Expected dilations of at least 1, but got 1, 0, 1, 1: use 1 for a dense kernel."),
         ({"kernel_sizes": (3, 4, 3, 12)}, "Expected odd kernel sizes, but got 3, 4, 3, 12: use 3, 5, 3, 13."),
         ({"small_kernel_size": 2}, "Expected a small kernel of odd size up to 3, but got 2: use"),

@@ -2,8 +2,18 @@
 
 "Scaling Up Your Kernels to 31x31" (Ding et al., CVPR 2022), section 3, Tables 2 to 4 and 12: kernel size by stage,
 re-parameterization, shortcut, and dilated against dense kernels. No code of these studies was published. Here a stage's
-kernel size is that of the inverted residuals that run at the stage's resolution; the strided ones and the one in the
-stem stay with 3 x 3. With 3 x 3 everywhere this is MobileNetV2 itself.
+kernel size is that of the inverted residuals that run at the stage's resolution, or of those of one width; the strided
+ones and the one in the stem stay with 3 x 3. With 3 x 3 everywhere this is MobileNetV2 itself.
+
+Table 4 prints 2.64, 2.67, 2.69 and 2.75 M parameters and 214.5, 215.9, 217.1 and 220.2 MFLOPs for last kernels of 3, 7,
+9 and 13 (9 in UniRepLKNet's extension, arXiv 2410.08049, Table 2). The differences are those of one layer of 720
+channels at 7 x 7: a width of 0.75 with the single inverted residual of width 320 (240 here) as the last stage.
+Parameters and MFLOPs together fit to every digit if the first convolution keeps its 32 channels (`scale_stem=False`;
+2,636,872 parameters at K = 3), large and parallel kernel are merged, norms are counted, and so are the additions of
+shortcuts and pooling beside the products (214.53 MFLOPs). With a first convolution of 24 channels the parameters fit
+too (2,636,424), but products and these additions make 209.31; 214.53 is then reached only by an operation for each
+output of a ReLU6 and two for each pooled element. The width sits ill with the score: 71.76 % at K = 3, where the
+networks that the authors of MobileNetV2 released have 69.8 % at 0.75 and 71.8 % at 1.
 """
 
 from __future__ import annotations
@@ -118,12 +128,13 @@ class MobileNetV2LK(HierarchicalBackbone):
     """MobileNetV2 with a kernel size, and a dilation, for each resolution.
 
     Args:
-        kernel_sizes: K at strides 4, 8, 16 and 32; odd.
+        kernel_sizes: K at strides 4, 8, 16 and 32, or, six of them, at the widths 24, 32, 64, 96, 160 and 320; odd.
         small_kernel_size: k of the parallel kernels, or none. A stage whose K is not larger, or that is dilated, has
             none either.
-        dilation: Distance between taps in pixels, at strides 4, 8, 16 and 32.
+        dilation: Distance between taps in pixels, at the same four or six places.
         shortcut: Whether inverted residuals add their input.
-        width_mult: Factor on all widths, which are rounded to multiples of 8.
+        width_mult: Factor on all widths, which are rounded to multiples of 8; the 1280 before the classifier only grow.
+        scale_stem: Whether it holds for the first convolution too, which else keeps its 32 channels.
         in_chans: Channels of the image.
         num_classes: Outputs of the classifier, 0 for none.
         global_pool: timm's pooling type.
@@ -136,7 +147,8 @@ class MobileNetV2LK(HierarchicalBackbone):
         (N, in_chans, H, W) -> (N, num_classes); stages at H / 4, H / 8, H / 16, H / 32.
 
     Raises:
-        InputError: If there are not four kernel sizes and dilations, a dilation is below 1, or as `ReparamConv2d`.
+        InputError: If there are not four or six kernel sizes and dilations, a dilation is below 1, or as
+            `ReparamConv2d`.
     """
 
     def __init__(
@@ -146,6 +158,7 @@ class MobileNetV2LK(HierarchicalBackbone):
         dilation: Sequence[int] = (1, 1, 1, 1),
         shortcut: bool = True,
         width_mult: float = 1.0,
+        scale_stem: bool = True,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -156,10 +169,10 @@ class MobileNetV2LK(HierarchicalBackbone):
     ) -> None:
         for name, values in (("kernel sizes", kernel_sizes), ("dilations", dilation)):
             check(
-                len(values) == len(LAYOUT),
-                f"{len(LAYOUT)} {name}",
+                len(values) in (len(LAYOUT), sum(map(len, LAYOUT))),
+                f"4 or 6 {name}",
                 f"{len(values)} ({', '.join(map(str, values))})",
-                "give one for each of the strides 4, 8, 16 and 32",
+                "give one for each of the strides 4, 8, 16 and 32, or of the widths 24, 32, 64, 96, 160 and 320",
             )
         check(min(dilation) > 0, "dilations of at least 1", ", ".join(map(str, dilation)), "use 1 for a dense kernel")
         check(
@@ -175,28 +188,36 @@ class MobileNetV2LK(HierarchicalBackbone):
         rates = drop_path_rates(drop_path_rate, [sum(stage) for stage in repeats])
         stages: list[Stage] = []
         width = first
-        for index, (size, gap) in enumerate(zip(kernel_sizes, dilation, strict=True)):
-            is_parallel = small_kernel_size is not None and small_kernel_size < size and gap == 1
-            small, stage_rates = small_kernel_size if is_parallel else None, iter(rates[index])
+
+        def parallel(size: int, gap: int) -> int | None:
+            return (
+                small_kernel_size if small_kernel_size is not None and small_kernel_size < size and gap == 1 else None
+            )
+
+        places = zip(_of_blocks(kernel_sizes), _of_blocks(dilation), strict=True)
+        for index, (sizes, gaps) in enumerate(places):
+            stage_rates = iter(rates[index])
             downsample = InvertedResidual(width, widths[index][0], stride=2, **factory)
             blocks = [
                 InvertedResidual(
                     width,
                     out,
                     size,
-                    small,
+                    parallel(size, gap),
                     dilation=gap,
                     shortcut=shortcut,
                     drop_path=next(stage_rates) if is_repeat else 0.0,
                     **factory,
                 )
-                for (width, out), is_repeat in zip(pairwise(widths[index]), repeats[index], strict=True)
+                for (width, out), is_repeat, size, gap in zip(
+                    pairwise(widths[index]), repeats[index], sizes, gaps, strict=True
+                )
             ]
             stages.append(Stage(downsample, blocks))
             width = widths[index][-1]
         head = max(HEAD, _scaled(HEAD, width_mult))
         super().__init__(
-            stem=_stem(in_chans, _scaled(STEM, width_mult), first, factory),
+            stem=_stem(in_chans, _scaled(STEM, width_mult) if scale_stem else STEM, first, factory),
             stages=stages,
             norm=ConvNorm2d(width, head, activation=nn.ReLU6, **factory),
             channels=[stage[-1] for stage in widths],
@@ -226,6 +247,17 @@ class MobileNetV2LK(HierarchicalBackbone):
 
 def _scaled(width: int, factor: float) -> int:
     return make_divisible(width * factor, 8)
+
+
+def _of_blocks(values: Sequence[int]) -> list[list[int]]:
+    """Return the value of each inverted residual of each stage but its first one, which has stride 2."""
+    is_by_width = len(values) > len(LAYOUT)
+    remaining = iter(values)
+    stages = []
+    for groups in LAYOUT:
+        given = [next(remaining) for _ in groups] if is_by_width else [next(remaining)] * len(groups)
+        stages.append([value for value, (_, count) in zip(given, groups, strict=True) for _ in range(count)][1:])
+    return stages
 
 
 def _stem(in_chans: int, width: int, out_channels: int, factory: dict[str, Any]) -> nn.Sequential:
