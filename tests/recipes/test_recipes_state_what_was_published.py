@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from widefield import list_models
 from widefield._core.errors import InputError
@@ -63,11 +64,11 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "replknet_31b_in1k_384_finetune": ("replknet_31b", 0.8, 384, 1024, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 1e-6),
     "replknet_31b_in22k_90ep": ("replknet_31b", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
     "replknet_31l_in22k_90ep": ("replknet_31l", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
-    "replknet_31b_in22k_to_in1k_224": ("replknet_31b", 0.2, 224, 512, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 3e-4),
+    "replknet_31b_in22k_to_in1k_224": ("replknet_31b", 0.2, 224, 512, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 1e-6),
     "replknet_31b_in22k_to_in1k_384": ("replknet_31b", 0.3, 384, 512, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 3e-4),
     "replknet_31l_in22k_to_in1k_384": ("replknet_31l", 0.3, 384, 512, 4e-4, 1e-8, 0.7, 30, 1, PLAIN, 0.9999, 3e-4),
-    "replknet_xl_megdata73m_15ep": ("replknet_xl", 0.2, 224, 2048, 4e-3, 0.05, None, 15, 1, PLAIN, None, 1e-6),
-    "replknet_xl_megdata73m_to_in1k_320": ("replknet_xl", 0.3, 320, 512, 4e-4, 1e-8, 0.4, 30, 1, PLAIN, 0.9999, 3e-4),
+    "replknet_xl_megdata73m_15ep": ("replknet_xl", 0.2, 224, 2048, 2e-3, 0.05, None, 15, 1, PLAIN, None, 1e-6),
+    "replknet_xl_megdata73m_to_in1k_320": ("replknet_xl", 0.3, 320, 512, 1e-3, 1e-8, 0.4, 30, 1, PLAIN, 0.9999, 1e-6),
     "slak_t_in1k_120ep": ("slak_t", 0.1, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
     "slak_s_in1k_120ep": ("slak_s", 0.4, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
     "slak_b_in1k_120ep": ("slak_b", 0.5, 224, 4096, 4e-3, 0.05, None, 120, 20, MIXED, 0.9999, 1e-6),
@@ -90,6 +91,7 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "unireplknet_n_in1k_300ep": ("unireplknet_n", 0.1, 224, 4096, 4e-3, 0.05, None, 300, 20, (0.5, 0.5), None, 1e-6),
     "unireplknet_t_in1k_300ep": ("unireplknet_t", 0.2, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, None, 1e-6),
     "unireplknet_s_in1k_300ep": ("unireplknet_s", 0.4, 224, 4096, 4e-3, 0.05, None, 300, 20, MIXED, None, 1e-6),
+    "unireplknet_vanilla_in1k_100ep": ("unireplknet_s", 0.1, 224, 4096, 4e-3, 0.05, None, 100, 20, MIXED, None, 1e-6),
     "unireplknet_s_in22k_90ep": ("unireplknet_s", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
     "unireplknet_b_in22k_90ep": ("unireplknet_b", 0.1, 224, 4096, 4e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
     "unireplknet_l_in22k_90ep": ("unireplknet_l", 0.1, 192, 4096, 1e-3, 0.05, None, 90, 5, MIXED, None, 1e-6),
@@ -98,6 +100,37 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "unireplknet_b_in22k_to_in1k_384": ("unireplknet_b", 0.2, 384, 512, 5e-5, 1e-8, 0.8, 30, 0, PLAIN, None, 1e-6),
     "unireplknet_l_in22k_to_in1k_384": ("unireplknet_l", 0.3, 384, 512, 5e-5, 1e-8, 0.8, 20, 0, PLAIN, 0.9999, 1e-6),
     "unireplknet_xl_in22k_to_in1k_384": ("unireplknet_xl", 0.3, 384, 512, 5e-5, 1e-8, 0.8, 20, 0, PLAIN, 0.9999, 1e-6),
+    "convnext_lk_t_in1k_120ep": ("convnext_lk_t", 0.3, 224, 2048, 4e-3, 0.05, None, 120, 10, MIXED, None, 1e-6),
+    "convnext_lk_s_in1k_120ep": ("convnext_lk_s", 0.3, 224, 2048, 4e-3, 0.05, None, 120, 10, MIXED, None, 1e-6),
+    "convnext_lk_b_in1k_120ep": ("convnext_lk_b", 0.3, 224, 2048, 4e-3, 0.05, None, 120, 10, MIXED, None, 1e-6),
+    "convnext_t_in1k_300ep_by_slak": (
+        "convnext_lk_t",
+        0.1,
+        224,
+        2048,
+        4e-3,
+        0.05,
+        None,
+        300,
+        20,
+        MIXED,
+        0.9999,
+        1e-6,
+    ),
+    "convnext_s_in1k_300ep_by_slak": (
+        "convnext_lk_s",
+        0.1,
+        224,
+        4096,
+        4e-3,
+        0.05,
+        None,
+        300,
+        20,
+        MIXED,
+        0.9999,
+        1e-6,
+    ),
 }
 
 
@@ -124,36 +157,47 @@ def test_published_settings(name: str) -> None:
     assert (c.augmentation.auto_augment, c.augmentation.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
     is_large_unireplknet = name in ("unireplknet_l_in22k_to_in1k_384", "unireplknet_xl_in22k_to_in1k_384")
     assert c.augmentation.label_smoothing == (0.3 if is_large_unireplknet else 0.1)
-    assert c.trainer.sync_batch_norm
+    assert c.trainer.sync_batch_norm == (not name.startswith("unireplknet"))
+    assert (c.augmentation.random_erasing_mode, c.augmentation.random_erasing_count) == ("pixel", 1)
+    assert c.schedule.warmup_lr == 0
+    assert c.ema.evaluate == (not name.startswith(("convnext_t", "convnext_s")))
 
 
-# name: kernel sizes, parallel kernel if any, shortcut (MobileNetV2's Tables 2 to 4)
-STUDIES: dict[str, tuple[tuple[int, ...], str, str]] = {
-    "mobilenetv2_in1k_k3": ((3, 3, 3, 3), "", "true"),
-    "mobilenetv2_in1k_k3_no_shortcut": ((3, 3, 3, 3), "", "false"),
-    "mobilenetv2_in1k_k13": ((13, 13, 13, 13), "", "true"),
-    "mobilenetv2_in1k_k13_no_shortcut": ((13, 13, 13, 13), "", "false"),
-    "mobilenetv2_in1k_k13_reparam": ((13, 13, 13, 13), "3", "true"),
-    "mobilenetv2_in1k_k9": ((9, 9, 9, 9), "", "true"),
-    "mobilenetv2_in1k_k9_reparam": ((9, 9, 9, 9), "3", "true"),
-    "mobilenetv2_in1k_last7": ((3, 3, 3, 7), "3", "true"),
-    "mobilenetv2_in1k_last9": ((3, 3, 3, 9), "3", "true"),
-    "mobilenetv2_in1k_last13": ((3, 3, 3, 13), "3", "true"),
+# name: kernel sizes, parallel kernel if any, shortcut, dilation (MobileNetV2's Tables 2 to 4 and 12)
+STUDIES: dict[str, tuple[tuple[int, ...], str, str, int]] = {
+    "mobilenetv2_in1k_k3": ((3, 3, 3, 3), "", "true", 1),
+    "mobilenetv2_in1k_k3_no_shortcut": ((3, 3, 3, 3), "", "false", 1),
+    "mobilenetv2_in1k_k13": ((13, 13, 13, 13), "", "true", 1),
+    "mobilenetv2_in1k_k13_no_shortcut": ((13, 13, 13, 13), "", "false", 1),
+    "mobilenetv2_in1k_k13_reparam": ((13, 13, 13, 13), "3", "true", 1),
+    "mobilenetv2_in1k_k9": ((9, 9, 9, 9), "", "true", 1),
+    "mobilenetv2_in1k_k9_reparam": ((9, 9, 9, 9), "3", "true", 1),
+    "mobilenetv2_in1k_last7": ((3, 3, 3, 3, 3, 7), "3", "true", 1),
+    "mobilenetv2_in1k_last9": ((3, 3, 3, 3, 3, 9), "3", "true", 1),
+    "mobilenetv2_in1k_last13": ((3, 3, 3, 3, 3, 13), "3", "true", 1),
+    "mobilenetv2_in1k_k3_dilation4": ((3, 3, 3, 3), "", "true", 4),
+    "mobilenetv2_in1k_k3_dilation6": ((3, 3, 3, 3), "", "true", 6),
 }
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_published_studies_on_mobilenetv2(name: str) -> None:
-    c, (kernel_sizes, small, shortcut) = recipe(name), STUDIES[name]
+    c, (kernel_sizes, small, shortcut, dilation) = recipe(name), STUDIES[name]
     assert c.model.name == "mobilenetv2_lk"
     assert c.model.kernel_sizes == kernel_sizes
-    assert c.model.options[1:] == (f"shortcut={shortcut}",)
+    assert c.model.options[3] == f"shortcut={shortcut}"
     with torch.device("meta"):
         model = make_classifier(c.model, 1000)
     kernels = {tuple(p.shape[2:]) for name, p in model.named_parameters() if ".large." in name}
     parallel = {tuple(p.shape[2:]) for name, p in model.named_parameters() if ".small." in name and p.ndim == 4}
     assert max(kernels, default=(3, 3)) == (max(kernel_sizes),) * 2
     assert parallel == ({(int(small),) * 2} if small else set())
+    gaps = {module.dilation[0] for module in model.modules() if isinstance(module, nn.Conv2d)}
+    assert gaps == {1, dilation}
+    # Table 4's parameters of the whole network, its own kernels and the norms of the parallel ones left out.
+    merged = sum(p.numel() for name, p in model.named_parameters() if ".small." not in name)
+    more = sum(p.numel() - 9 * p.shape[0] for name, p in model.named_parameters() if ".large." in name and p.ndim == 4)
+    assert f"{(merged - more) / 1e6:.2f}" == "2.64"
     # timm's "momentum" is SGD without Nesterov's look ahead.
     assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.lr) == ("momentum", 0.9, 0.1)
     assert (c.update_batch, c.trainer.epochs, c.schedule.warmup_epochs, c.schedule.name) == (256, 100, 5, "cosine")

@@ -27,7 +27,8 @@ class DataConfig:
     on_error: Literal["stop", "skip"] = "stop"
     """What an image that cannot be decoded does: stop the run, or be left out and counted."""
     validation_fraction: float = 0.2
-    """Share of the training images of each class kept for validation, where the data has no validation split."""
+    """Share of the training images of each class kept for validation, where the data has no validation split; with 0
+    all of them train, there is no score to choose by, and the last weights are kept."""
     split_seed: int = 0
     """Seed of that split."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -48,10 +49,10 @@ class DataConfig:
         _check_at_least("batch_size", self.batch_size, 1)
         _check_at_least("workers", self.workers, 0)
         check(
-            0 < self.validation_fraction < 1,
+            0 <= self.validation_fraction < 1,
             "validation_fraction between 0 and 1",
             f"{self.validation_fraction}",
-            "give the share of the images to keep for validation, such as 0.2",
+            "give the share of the images to keep for validation, such as 0.2, or 0 to train on all of them",
         )
         check(
             0 < self.crop_fraction <= 1,

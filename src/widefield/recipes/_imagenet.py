@@ -16,12 +16,14 @@ def pre_training(
     drop_path_rate: float,
     warmup_epochs: int = 20,
     root: str = "imagenet-1k",
+    validation_fraction: float = DataConfig.validation_fraction,
     image_size: int = 224,
     batch_size: int = 4096,
     lr: float = 4e-3,
     mixup: float = 0.8,
     cutmix: float = 1.0,
     ema_decay: float | None = None,
+    sync_batch_norm: bool = True,
     sparsity: SparsityConfig | None = None,
 ) -> RunConfig:
     """Return a run from random weights; the defaults are those of ConvNeXt's recipe, which its successors took over.
@@ -33,23 +35,32 @@ def pre_training(
         drop_path_rate: Of the last block.
         warmup_epochs: Epochs of linear rise.
         root: Where the images are.
+        validation_fraction: Share of the training images held back where the data have no validation split.
         image_size: In pixels.
         batch_size: Images behind one update.
         lr: Peak learning rate.
         mixup: Its alpha.
         cutmix: Its alpha.
         ema_decay: Of the average of the weights; none for no average.
+        sync_batch_norm: Whether processes share the statistics of BatchNorm.
         sparsity: Of the weights; none for a dense network.
     """
     return RunConfig(
         recipe=recipe,
         model=ModelConfig(name=model, drop_path_rate=drop_path_rate),
-        data=DataConfig(root=root, image_size=image_size, batch_size=batch_size, workers=8, crop_fraction=0.875),
+        data=DataConfig(
+            root=root,
+            image_size=image_size,
+            batch_size=batch_size,
+            workers=8,
+            validation_fraction=validation_fraction,
+            crop_fraction=0.875,
+        ),
         augmentation=AugmentationConfig(mixup=mixup, cutmix=cutmix),
         optimizer=OptimizerConfig(lr=lr, weight_decay=0.05),
         schedule=ScheduleConfig(warmup_epochs=warmup_epochs),
         ema=EmaConfig(decay=ema_decay),
-        trainer=TrainerConfig(epochs=epochs),
+        trainer=TrainerConfig(epochs=epochs, sync_batch_norm=sync_batch_norm),
         sparsity=sparsity,
     )
 
@@ -70,6 +81,7 @@ def fine_tuning(
     label_smoothing: float = 0.1,
     head_init_scale: float = 0.001,
     ema_decay: float | None = None,
+    sync_batch_norm: bool = True,
     sparsity: SparsityConfig | None = None,
 ) -> RunConfig:
     """Return a run on ImageNet-1K from trained weights, without mixing and almost without weight decay.
@@ -92,6 +104,7 @@ def fine_tuning(
         label_smoothing: Share of the target spread over all classes.
         head_init_scale: Factor on the first weights of a new head.
         ema_decay: Of the average of the weights; none for no average.
+        sync_batch_norm: Whether processes share the statistics of BatchNorm.
         sparsity: Of the weights; none for a dense network.
     """
     return RunConfig(
@@ -109,6 +122,6 @@ def fine_tuning(
         optimizer=OptimizerConfig(lr=lr, weight_decay=1e-8, layer_decay=layer_decay),
         schedule=ScheduleConfig(warmup_epochs=warmup_epochs, min_lr=min_lr),
         ema=EmaConfig(decay=ema_decay),
-        trainer=TrainerConfig(epochs=epochs),
+        trainer=TrainerConfig(epochs=epochs, sync_batch_norm=sync_batch_norm),
         sparsity=sparsity,
     )

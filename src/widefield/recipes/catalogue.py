@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from widefield._core.checks import check_name
-from widefield.recipes import mobilenetv2, pelk, replknet, slak, unireplknet
+from widefield.recipes import convnext, mobilenetv2, pelk, replknet, slak, unireplknet
 from widefield.recipes.image_folder import image_folder
 from widefield.recipes.quickstart import quickstart
 from widefield.tasks.classification import RunConfig
@@ -19,6 +19,7 @@ GROUPS: Mapping[str, tuple[Recipe, ...]] = {
     "SLaK": slak.RECIPES,
     "PeLK": pelk.RECIPES,
     "UniRepLKNet": unireplknet.RECIPES,
+    "ConvNeXt with large kernels, or taught by them": convnext.RECIPES,
 }
 """Recipes of each family."""
 

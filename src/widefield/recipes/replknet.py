@@ -46,7 +46,15 @@ def _in1k(recipe: str, epochs: int, drop_path_rate: float, ema_decay: float | No
 
 
 def _in22k(recipe: str, model: str) -> RunConfig:
-    return pre_training(recipe, model, epochs=90, drop_path_rate=0.1, warmup_epochs=5, root="imagenet-22k")
+    return pre_training(
+        recipe,
+        model,
+        epochs=90,
+        drop_path_rate=0.1,
+        warmup_epochs=5,
+        root="imagenet-22k",
+        validation_fraction=0.0,
+    )
 
 
 def _fine_tuning(
@@ -57,6 +65,7 @@ def _fine_tuning(
     drop_path_rate: float,
     image_size: int = 384,
     batch_size: int = 512,
+    lr: float = 4e-4,
     min_lr: float = 3e-4,
 ) -> RunConfig:
     return fine_tuning(
@@ -67,7 +76,7 @@ def _fine_tuning(
         drop_path_rate=drop_path_rate,
         image_size=image_size,
         batch_size=batch_size,
-        lr=4e-4,
+        lr=lr,
         min_lr=min_lr,
         warmup_epochs=1,
         head_init_scale=1.0,
@@ -104,10 +113,7 @@ def replknet_31b_in1k_384_finetune() -> RunConfig:
 
 
 def replknet_31b_in22k_90ep() -> RunConfig:
-    """Pre-training on ImageNet-22K, batch 4096, drop path 0.1; no score of its own.
-
-    Mixup and cutmix as in the ImageNet-1K recipes; the source does not say otherwise.
-    """
+    """Pre-training on ImageNet-22K, batch 4096, drop path 0.1; no score of its own."""
     return _in22k("replknet_31b_in22k_90ep", "replknet_31b")
 
 
@@ -117,28 +123,26 @@ def replknet_31l_in22k_90ep() -> RunConfig:
 
 
 def replknet_31b_in22k_to_in1k_224() -> RunConfig:
-    """From ImageNet-22K to 1K at 224 px, batch 512, drop path 0.2; published 85.2 %.
-
-    Warm-up, mixing and averaging are those of the 384-px fine-tuning on ImageNet-1K; the source states none here.
-    """
+    """From ImageNet-22K to 1K at 224 px, batch 512, drop path 0.2, down to 1e-6; published 85.2 %."""
     return _fine_tuning(
         "replknet_31b_in22k_to_in1k_224",
         "replknet_31b",
         "runs/replknet_31b_in22k_90ep",
         drop_path_rate=0.2,
         image_size=224,
+        min_lr=1e-6,
     )
 
 
 def replknet_31b_in22k_to_in1k_384() -> RunConfig:
-    """From ImageNet-22K to 1K at 384 px, batch 512, drop path 0.3; published 86.0 %."""
+    """From ImageNet-22K to 1K at 384 px, batch 512, drop path 0.3, down to 3e-4; published 86.0 %."""
     return _fine_tuning(
         "replknet_31b_in22k_to_in1k_384", "replknet_31b", "runs/replknet_31b_in22k_90ep", drop_path_rate=0.3
     )
 
 
 def replknet_31l_in22k_to_in1k_384() -> RunConfig:
-    """RepLKNet-31L from ImageNet-22K to 1K at 384 px, batch 512, drop path 0.3; published 86.6 %."""
+    """RepLKNet-31L from ImageNet-22K to 1K at 384 px, batch 512, drop path 0.3, down to 3e-4; published 86.6 %."""
     return _fine_tuning(
         "replknet_31l_in22k_to_in1k_384", "replknet_31l", "runs/replknet_31l_in22k_90ep", drop_path_rate=0.3
     )
@@ -147,9 +151,9 @@ def replknet_31l_in22k_to_in1k_384() -> RunConfig:
 def replknet_xl_megdata73m_15ep() -> RunConfig:
     """RepLKNet-XL, pre-training on MegData73M (private, half of it pseudo-labelled), batch 2048; no score of its own.
 
-    Stated: at most 15 epochs, drop path 0.2, no mixing, mean and standard deviation 0.5. The rest is not, and is that
-    of the pre-training on ImageNet-22K, with the learning rate of the 1K recipes, which have the same batch; 1 epoch of
-    warm-up is ours.
+    Stated: at most 15 epochs, drop path 0.2, no mixing, mean and standard deviation 0.5, and a learning rate below that
+    of the 1K recipes. Its value is open: 2e-3 is that of the pre-training on ImageNet-22K (4e-3 for 4096 images) in
+    proportion to the batch. Warm-up is open too, and 1 epoch ours; the rest are defaults of the authors' code.
     """
     base = pre_training(
         "replknet_xl_megdata73m_15ep",
@@ -158,7 +162,9 @@ def replknet_xl_megdata73m_15ep() -> RunConfig:
         drop_path_rate=0.2,
         warmup_epochs=1,
         root="megdata-73m",
+        validation_fraction=0.0,
         batch_size=2048,
+        lr=2e-3,
         mixup=0.0,
         cutmix=0.0,
     )
@@ -168,8 +174,11 @@ def replknet_xl_megdata73m_15ep() -> RunConfig:
 def replknet_xl_megdata73m_to_in1k_320() -> RunConfig:
     """RepLKNet-XL from MegData73M to ImageNet-1K at 320 px, learning rate times 0.4 a stage; published 87.8 %.
 
-    Stated: 320 px, 30 epochs, stage-wise decay 0.4, mean and standard deviation 0.5. The rest is not, and is that of
-    RepLKNet-31L's fine-tuning. Norm and head have the full rate, the last stage 0.4 of it, the stem 0.4^5.
+    Stated: 320 px, 30 epochs, mean and standard deviation 0.5, and after BEiT a decay of 0.4 a stage with a learning
+    rate above that of the other fine-tunings. Its value is open: 1e-3 is ours. Batch, warm-up, drop path and weight
+    decay are open too, and are those of RepLKNet-31L's fine-tuning; the rest are defaults of the authors' code, down to
+    a rate of 1e-6 and the evaluation of 224 / 256 of an image. Norm and head have the full rate, the last stage 0.4 of
+    it, the stem 0.4^5.
     """
     base = _fine_tuning(
         "replknet_xl_megdata73m_to_in1k_320",
@@ -177,10 +186,12 @@ def replknet_xl_megdata73m_to_in1k_320() -> RunConfig:
         "runs/replknet_xl_megdata73m_15ep",
         drop_path_rate=0.3,
         image_size=320,
+        lr=1e-3,
+        min_lr=1e-6,
     )
     return replace(
         base,
-        data=replace(base.data, crop_fraction=1.0, mean=(0.5,) * 3, std=(0.5,) * 3),
+        data=replace(base.data, mean=(0.5,) * 3, std=(0.5,) * 3),
         optimizer=replace(base.optimizer, layer_decay=0.4, layer_decay_by="stage"),
     )
 

@@ -18,8 +18,8 @@ Four such machines under SLURM::
         -m widefield train slak_t_in1k_300ep --data.root /data/imagenet --trainer.precision bf16 --output runs/slak_t
 
 Memory and time: not measured by us; ``--dry-run`` estimates both on your machine, ``--memory-limit GB`` fits the batch.
-Expected score: the published one, named at each recipe, which we have not reproduced. BatchNorm statistics are averaged
-like the weights (the authors' average copies them).
+Expected score: the published one, named at each recipe, which we have not reproduced. BatchNorm statistics are shared
+between processes and averaged like the weights, as in the authors' code.
 """
 
 from __future__ import annotations
