@@ -17,12 +17,14 @@ from widefield.ops.depthwise_conv.clip import clip
 from widefield.ops.depthwise_conv.order import Machine, machine, predictions
 from widefield.ops.depthwise_conv.problem import Problem, layout_of
 from widefield.ops.dispatch import forced_backend
+from widefield.ops.operands import check_dense, not_scriptable
 from widefield.ops.weight_cache import derived, fingerprint
 
 Form = Literal["auto", "stripes", "cross"]
 FORMS = ("auto", "stripes", "cross")
 
 
+@not_scriptable
 def decomposed_conv2d(
     x: Tensor,
     tall: Tensor,
@@ -55,6 +57,7 @@ def decomposed_conv2d(
     Source: SLaK (Liu et al., 2023), section 4: "51x5 and 5x51", and the 5x5 beside them.
     """
     check_name(form, FORMS, "form of a decomposed convolution")
+    check_dense(x, tall, wide, small, bias)
     _check_stripes(tall, wide, small)
     branches = [tall, wide] if small is None else [tall, wide, small]
     if form == "auto":
@@ -67,6 +70,7 @@ def decomposed_conv2d(
     return y
 
 
+@not_scriptable
 def cross_kernel(tall: Tensor, wide: Tensor, small: Tensor | None = None) -> Tensor:
     """Return the cross-shaped kernel (C, 1, M, M) that equals the branches together.
 
@@ -103,6 +107,7 @@ def _embedded(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _check_stripes(tall: Tensor, wide: Tensor, small: Tensor | None) -> None:
+    check_dense(tall, wide, small)
     kernels = [tall, wide] if small is None else [tall, wide, small]
     sizes = ", ".join("x".join(str(n) for n in kernel.shape[2:]) for kernel in kernels)
     is_fitting = all(kernel.dim() == 4 for kernel in kernels) and all(
@@ -119,7 +124,9 @@ def _check_stripes(tall: Tensor, wide: Tensor, small: Tensor | None) -> None:
 
 def _is_cross_faster(x: Tensor, kernels: list[Tensor]) -> bool:
     # A compiled graph holds one form for whatever sizes come, and keeps no kernel.
-    if x.dim() != 4 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    # Nor does a tensor that is spread over processes say how its part lies.
+    is_ordinary = type(x) in (Tensor, torch.nn.Parameter)
+    if x.dim() != 4 or x.device.type != "cpu" or torch.compiler.is_compiling() or not is_ordinary:
         return False
     size = max(k.shape[2] for k in kernels), max(k.shape[3] for k in kernels)
     wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *kernels))

@@ -1,5 +1,8 @@
 """What backends derive from a kernel (spectra, shifted copies), kept while the kernel stays the same."""
 
+# Whether a tensor is seen by a transform can be asked by private names alone.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, MutableMapping
@@ -8,22 +11,32 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
 
 MOST_FORMS = 8
 """Derived forms kept for one kernel, one for each map size; beyond it the oldest is dropped."""
 
 
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Form:
+    tensor: Tensor
+    sums: tuple[float, ...]
+    """Of the kernel that it was derived from."""
+
+
 @dataclass
 class _Entry:
-    version: tuple[int, int]
-    sums: tuple[float, ...] = ()
-    forms: dict[Hashable, Tensor | None] = field(default_factory=dict[Hashable, Tensor | None])
+    version: Version
+    forms: dict[Hashable, _Form | None] = field(default_factory=dict[Hashable, _Form | None])
     is_derived: bool = False
     """Whether the kernel is such a form itself, which nobody writes to."""
 
 
-_entries = cast("MutableMapping[Tensor, _Entry]", WeakIdKeyDictionary())
+_entries = cast("MutableMapping[Tensor | torch.UntypedStorage, _Entry]", WeakIdKeyDictionary())
 
 
 def derived(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -45,8 +58,9 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
     """Return ``make()``, remembered, or None if the kernel has not been seen with these values before.
 
     A training step changes the kernel, so nothing is kept there; inference meets the same kernel again and again.
-    Changes are seen through torch's version counter and, because ``weight.data`` escapes that counter, on a CPU
-    through three sums of the values.
+    Changes are seen through torch's version counter and, because ``weight.data`` escapes that counter and what
+    inference mode made has none, on a CPU through three sums of the values. A kernel with a tangent is not looked up:
+    what was kept knows nothing of it.
 
     Args:
         weight: The kernel, or a view of it.
@@ -54,36 +68,57 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
         make: Computes the derived form, if it is to be kept.
 
     Returns:
-        The derived form; do not write to it.
+        The derived form, an ordinary tensor also if inference mode is on; do not write to it.
     """
-    base = weight if weight._base is None else weight._base
-    if base.is_inference():
+    if is_differentiated_forward() or torch._C._functorch.is_functorch_wrapped_tensor(weight):
         return None
-    version = (base._version, base.data_ptr())
-    entry = _entries.get(base)
+    if weight.is_inference() and weight.device.type != "cpu":
+        return None
+    owner, version = _owner(weight), _version(weight)
+    entry = _entries.get(owner)
     if entry is None or entry.version != version:
         entry = _Entry(version)
-        _entries[base] = entry
-    full_key = (key, tuple(weight.shape), weight.storage_offset())
+        _entries[owner] = entry
+    full_key = (key, tuple(weight.shape), weight.stride(), weight.storage_offset())
     if full_key not in entry.forms:
         while len(entry.forms) >= MOST_FORMS:
             entry.forms.pop(next(iter(entry.forms)))
         entry.forms[full_key] = None
         return None
-    sums = entry.sums if entry.is_derived else _sums(base)
-    if sums != entry.sums:
-        entry.forms = dict.fromkeys(entry.forms)
-        entry.sums = sums
+    sums = () if entry.is_derived else _sums(weight)
     form = entry.forms[full_key]
-    if form is None:
-        form = entry.forms[full_key] = make()
-        _entries[form] = _Entry((form._version, form.data_ptr()), is_derived=True)
-    return form
+    if form is None or form.sums != sums:
+        form = entry.forms[full_key] = _Form(_made(make), sums)
+        _entries[form.tensor] = _Entry(_version(form.tensor), is_derived=True)
+    return form.tensor
 
 
 def fingerprint(weight: Tensor) -> Hashable:
     """Return what changes with the values of a kernel: part of a key for what is derived from several kernels."""
-    return weight._version, weight.data_ptr(), tuple(weight.shape), _sums(weight)
+    return _version(weight), tuple(weight.shape), weight.stride(), weight.storage_offset(), _sums(weight)
+
+
+def is_differentiated_forward() -> bool:
+    """Whether what is computed here is followed by tangents, if its operands have them."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+
+
+def _owner(weight: Tensor) -> Tensor | torch.UntypedStorage:
+    """Return what lives as long as the kernel's values do, and is the same object at every call."""
+    if weight._base is not None:
+        return weight._base
+    # Views that inference mode makes know no base; their storage is the same.
+    return weight.untyped_storage() if weight.is_inference() else weight
+
+
+def _version(weight: Tensor) -> Version:
+    return -1 if weight.is_inference() else weight._version, weight.untyped_storage().data_ptr()
+
+
+def _made(make: Callable[[], Tensor]) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        form = make()
+        return form.clone() if form.is_inference() else form
 
 
 def _sums(weight: Tensor) -> tuple[float, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,10 +14,12 @@ from widefield.ops.depthwise_conv import shortcut
 from widefield.ops.depthwise_conv.autograd import forward
 from widefield.ops.depthwise_conv.epilogue import Activation, check_activation, finished, fused
 from widefield.ops.dispatch import forced_backend
+from widefield.ops.operands import autocast_dtype, check_dense, check_floating, not_scriptable
 
 Padding = int | tuple[int, int] | Literal["same"]
 
 
+@not_scriptable
 def depthwise_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -47,13 +48,15 @@ def depthwise_conv2d(
         (N, C, P, Q) with P = (H + 2 padding - dilation (K_h - 1) - 1) // stride + 1, and Q alike.
 
     Raises:
-        InputError: If ranks, channels, dtypes or devices do not fit, the dtype is not floating, the kernel is even and
-            the padding "same", the padded image is smaller than the kernel, or there is no such activation.
+        InputError: If ranks, channels, dtypes or devices do not fit, the dtype is not floating, a tensor is sparse or
+            nested, the kernel is even and the padding "same", the padded image is smaller than the kernel, or there is
+            no such activation.
     """
     forced = forced_backend()
     key = shortcut.key_of(x, weight, bias, (stride, padding, dilation), forced)
     plan = shortcut.find(key)
     if plan is None:
+        check_dense(x, weight, bias)
         _check_shapes(x, weight, bias)
         x, weight, bias = _autocast(x, weight, bias)
         _check_types(x, weight, bias)
@@ -87,6 +90,7 @@ def _spacing(x: Tensor, weight: Tensor, stride: object, padding: object, dilatio
     return steps, pads, gaps
 
 
+@not_scriptable
 def depthwise_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -112,6 +116,7 @@ def depthwise_conv1d(
     Raises:
         InputError: As `depthwise_conv2d`.
     """
+    check_dense(x, weight, bias)
     check(x.dim() == 3, "an input (N, C, L)", f"{x.dim()} dimensions {tuple(x.shape)}", "add the missing ones")
     check(
         weight.dim() == 3 and weight.shape[1] == 1,
@@ -155,16 +160,14 @@ def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    device = x.device.type
-    is_eligible = device != "meta" and x.is_floating_point() and x.dtype != torch.float64
-    if not is_eligible or not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(x, weight, bias)
+    if dtype is None:
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check(x.is_floating_point(), "a floating-point input", f"{x.dtype}", "convert it, for instance with x.float()")
+    check_floating(x)
     others = [weight] if bias is None else [weight, bias]
     check(
         all(other.dtype == x.dtype for other in others),
@@ -192,7 +195,7 @@ def _as_pair(value: object, name: str, least: int) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _same(kernel: torch.Size, dilation: tuple[int, int]) -> tuple[int, int]:
+def _same(kernel: Sequence[int], dilation: tuple[int, int]) -> tuple[int, int]:
     spans = [gap * (k - 1) for gap, k in zip(dilation, kernel, strict=True)]
     check(
         all(span % 2 == 0 for span in spans),

@@ -1,8 +1,9 @@
 """Differentiation of the three maps: each derivative is again one of them, so every order is covered.
 
 With ``F``, ``G_x`` and ``G_w`` the maps: dF = (G_x(g, w), G_w(g, x)), dG_x = (F(v, w), G_w(g, v)),
-dG_w = (F(x, u), G_x(g, u)). Ordinary autograd functions, since ``torch.func.grad`` and ``vmap`` need their
-``setup_context`` and ``vmap``; under ``vmap`` a batch of inputs joins N, a batch of kernels joins C.
+dG_w = (F(x, u), G_x(g, u)); forwards, each map of the one tangent and the other operand, added up. Ordinary autograd
+functions, since ``torch.func`` needs their ``setup_context``, ``jvp`` and ``vmap``; under ``vmap`` a batch of inputs
+joins N, a batch of kernels joins C.
 """
 
 # torch leaves the context of an autograd function open.
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from widefield.ops.depthwise_conv import flops, maps, registration
+from widefield.ops.sharding import prepare
 
 Pair = tuple[int, int]
 Dims = tuple[int | None, ...]
@@ -34,38 +36,71 @@ def is_traced(x: Tensor) -> bool:
     )
 
 
-def _call(map_: Callable[..., Tensor], operator: Callable[..., Tensor], image: Tensor, *values: Any) -> Tensor:
-    if not is_traced(image):
-        return map_(image, *values)
-    if not torch.compiler.is_compiling():
-        flops.teach_counters()
-    return operator(image, *values)
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or a forward-mode derivative is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_seen(x: Tensor) -> bool:
+    """Whether what happens to `x` is recorded, counted, transformed or differentiated forwards."""
+    return is_traced(x) or is_transformed()
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Tensor:
     """``F(x, w) + b`` by the shortest way that records what has to be recorded."""
     if is_seen(x):
-        return Forward.apply(x, weight, bias, *spacing)
+        return mapped(Forward, registration.forward, x, weight, bias, *spacing)
     return (EagerForward.apply if _wants_gradient(x, weight, bias) else maps.forward)(x, weight, bias, *spacing)
 
 
 def _grad_input(grad: Tensor, weight: Tensor, *values: Any) -> Tensor:
-    is_plain = not is_seen(grad) and not _wants_gradient(grad, weight)
-    return (maps.grad_input if is_plain else GradInput.apply)(grad, weight, *values)
+    if is_seen(grad) or _is_batched(grad) or _wants_gradient(grad, weight):
+        return mapped(GradInput, registration.grad_input, grad, weight, *values)
+    return maps.grad_input(grad, weight, *values)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, *values: Any) -> Tensor:
-    is_plain = not is_seen(grad) and not _wants_gradient(grad, x)
-    return (maps.grad_weight if is_plain else GradWeight.apply)(grad, x, *values)
+    if is_seen(grad) or _is_batched(grad) or _wants_gradient(grad, x):
+        return mapped(GradWeight, registration.grad_weight, grad, x, *values)
+    return maps.grad_weight(grad, x, *values)
 
 
-def is_seen(x: Tensor) -> bool:
-    """Whether what happens to `x` is recorded, counted or transformed by `torch.func`."""
-    return is_traced(x) or torch._C._are_functorch_transforms_active()
+def mapped(function: type[Function], operator: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Apply a function of autograd, or below autograd's own vmap the registered operator."""
+    # That vmap (`is_grads_batched`) knows operators alone, and runs them item by item.
+    is_batched = not torch.compiler.is_compiling() and any(map(_is_batched, inputs[:2]))
+    return operator(*inputs) if is_batched else function.apply(*inputs)
+
+
+def _is_batched(x: Tensor) -> bool:
+    return torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def _call(map_: Callable[..., Tensor], operator: Callable[..., Tensor], image: Tensor, *values: Any) -> Tensor:
+    if not is_traced(image):
+        return map_(image, *values)
+    prepare()
+    if not torch.compiler.is_compiling():
+        flops.teach_counters()
+    return operator(image, *values)
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def save_operands(ctx: Any, first: Tensor | None, second: Tensor | None) -> None:
+    """Keep the operands for a derivative in either direction."""
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(first, second)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(first, second)
+
+
+def sum_of(*terms: Tensor | None) -> Tensor | None:
+    """Return the sum of those terms that are there."""
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
 
 
 class Forward(Function):
@@ -84,11 +119,15 @@ class Forward(Function):
         x, weight, bias, *ctx.spacing = inputs
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         ctx.has_bias, ctx.size, ctx.kernel = bias is not None, tuple(x.shape), tuple(weight.shape[2:])
-        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        ctx.output_size = tuple(output.shape)
+        is_forward = forward_ad._current_level >= 0
+        save_operands(ctx, x if needs_weight or is_forward else None, weight if needs_x or is_forward else None)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """(G_x(g, w), G_w(g, x), sum of g)."""
+        if grad is None:
+            return (None,) * 7
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dx = _grad_input(grad, weight, ctx.size, *ctx.spacing) if needs_x else None
@@ -97,15 +136,30 @@ class Forward(Function):
         return dx, dw, db, None, None, None, None
 
     @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *rest: Any) -> Tensor | None:
+        """F(dx, w) + F(x, dw) + db."""
+        x, weight = ctx.saved_tensors
+        by_x = None if dx is None else forward(dx, weight, None, *ctx.spacing)
+        by_weight = None if dw is None else forward(x, dw, None, *ctx.spacing)
+        by_bias = None if db is None else db[:, None, None].expand(ctx.output_size)
+        return sum_of(by_x, by_weight, by_bias)
+
+    @staticmethod
     def vmap(info: Any, in_dims: Dims, x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Any:
-        """Fold the batch into N if only x has one, else into C."""
+        """Fold the batch into N if the weight has none, else into C."""
         batch = info.batch_size
-        if in_dims[1] is None and (bias is None or in_dims[2] is None):
-            images = _leading(x, in_dims[0], batch)
-            return Forward.apply(images.flatten(0, 1), weight, bias, *spacing).unflatten(0, (batch, -1)), 0
-        bias = None if bias is None else _leading(bias, in_dims[2], batch).flatten(0, 1)
-        y = Forward.apply(_joined(x, in_dims[0], batch), _kernels(weight, in_dims[1], batch), bias, *spacing)
-        return y.unflatten(1, (batch, -1)), 1
+        if in_dims[1] is not None:
+            bias = None if bias is None else _leading(bias, in_dims[2], batch).flatten(0, 1)
+            y = Forward.apply(_joined(x, in_dims[0], batch), _kernels(weight, in_dims[1], batch), bias, *spacing)
+            return split(y, 1, batch), 1
+        common = None if in_dims[2] is not None else bias
+        if in_dims[0] is None:
+            y = Forward.apply(x, weight, common, *spacing).unsqueeze(0)
+        else:
+            y = split(Forward.apply(_leading(x, in_dims[0], batch).flatten(0, 1), weight, common, *spacing), 0, batch)
+        if bias is not None and in_dims[2] is not None:
+            y = y + bias.movedim(in_dims[2], 0)[:, None, :, None, None]
+        return y, 0
 
 
 class EagerForward(Function):
@@ -138,16 +192,25 @@ class GradInput(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep both operands."""
-        grad, weight, _, *ctx.spacing = inputs
-        ctx.save_for_backward(grad, weight)
+        grad, weight, ctx.size, *ctx.spacing = inputs
+        save_operands(ctx, grad, weight)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v: Tensor | None) -> tuple[Tensor | None, ...]:
         """(F(v, w), G_w(g, v))."""
+        if v is None:
+            return (None,) * 7
         grad, weight = ctx.saved_tensors
-        dg = Forward.apply(v, weight, None, *ctx.spacing) if ctx.needs_input_grad[0] else None
-        dw = GradWeight.apply(grad, v, tuple(weight.shape[2:]), *ctx.spacing) if ctx.needs_input_grad[1] else None
+        dg = forward(v, weight, None, *ctx.spacing) if ctx.needs_input_grad[0] else None
+        dw = _grad_weight(grad, v, tuple(weight.shape[2:]), *ctx.spacing) if ctx.needs_input_grad[1] else None
         return dg, dw, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dg: Tensor | None, dw: Tensor | None, *rest: Any) -> Tensor | None:
+        """G_x(dg, w) + G_x(g, dw)."""
+        grad, weight = ctx.saved_tensors
+        by_grad = None if dg is None else _grad_input(dg, weight, ctx.size, *ctx.spacing)
+        return sum_of(by_grad, None if dw is None else _grad_input(grad, dw, ctx.size, *ctx.spacing))
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, grad: Tensor, weight: Tensor, size: tuple[int, ...], *spacing: Any) -> Any:
@@ -156,10 +219,10 @@ class GradInput(Function):
         if in_dims[1] is None:
             images = _leading(grad, in_dims[0], batch).flatten(0, 1)
             dx = GradInput.apply(images, weight, (batch * size[0], *size[1:]), *spacing)
-            return dx.unflatten(0, (batch, -1)), 0
+            return split(dx, 0, batch), 0
         images, kernels = _joined(grad, in_dims[0], batch), _kernels(weight, in_dims[1], batch)
         dx = GradInput.apply(images, kernels, (size[0], batch * size[1], *size[2:]), *spacing)
-        return dx.unflatten(1, (batch, -1)), 1
+        return split(dx, 1, batch), 1
 
 
 class GradWeight(Function):
@@ -176,28 +239,42 @@ class GradWeight(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep both operands."""
-        grad, x, _, *ctx.spacing = inputs
-        ctx.save_for_backward(grad, x)
+        grad, x, ctx.kernel, *ctx.spacing = inputs
+        save_operands(ctx, grad, x)
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u: Tensor | None) -> tuple[Tensor | None, ...]:
         """(F(x, u), G_x(g, u))."""
+        if u is None:
+            return (None,) * 7
         grad, x = ctx.saved_tensors
-        dg = Forward.apply(x, u, None, *ctx.spacing) if ctx.needs_input_grad[0] else None
-        dx = GradInput.apply(grad, u, tuple(x.shape), *ctx.spacing) if ctx.needs_input_grad[1] else None
+        dg = forward(x, u, None, *ctx.spacing) if ctx.needs_input_grad[0] else None
+        dx = _grad_input(grad, u, tuple(x.shape), *ctx.spacing) if ctx.needs_input_grad[1] else None
         return dg, dx, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dg: Tensor | None, dx: Tensor | None, *rest: Any) -> Tensor | None:
+        """G_w(dg, x) + G_w(g, dx)."""
+        grad, x = ctx.saved_tensors
+        by_grad = None if dg is None else _grad_weight(dg, x, ctx.kernel, *ctx.spacing)
+        return sum_of(by_grad, None if dx is None else _grad_weight(grad, dx, ctx.kernel, *ctx.spacing))
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, grad: Tensor, x: Tensor, kernel: Pair, *spacing: Any) -> Any:
         """Fold the batch into C."""
         batch = info.batch_size
         images = _joined(grad, in_dims[0], batch), _joined(x, in_dims[1], batch)
-        return GradWeight.apply(*images, kernel, *spacing).unflatten(0, (batch, -1)), 0
+        return split(GradWeight.apply(*images, kernel, *spacing), 0, batch), 0
 
 
 def _leading(x: Tensor, dim: int | None, batch: int) -> Tensor:
     """(..., B, ...) -> (B, ...), expanded if there is no B."""
     return x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def split(x: Tensor, dim: int, batch: int) -> Tensor:
+    """(..., B n, ...) -> (..., B, n, ...), also where B is 0."""
+    return x.unflatten(dim, (batch, x.shape[dim] // max(batch, 1)))
 
 
 def _joined(x: Tensor, dim: int | None, batch: int) -> Tensor:

@@ -59,7 +59,11 @@ def forward(
 def grad_input(
     grad: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
-    """``G_x(g, w)``: (N, C, P, Q), (C, 1, K_h, K_w) -> (N, C, H, W) in the memory format of g."""
+    """``G_x(g, w)``: (N, C, P, Q), (C, 1, K_h, K_w) -> (N, C, H, W) in the memory format of g.
+
+    Of `input_size` only H and W are read: where images are spread over processes, g tells how many are here.
+    """
+    input_size = (*grad.shape[:2], *input_size[2:])
     problem = problem_of(grad, input_size, weight.shape[2:], stride, padding, dilation)
     problem, margins, runner = chosen(problem, "grad_input", backend, machine())
     if grad.numel() == 0 or 0 in input_size:

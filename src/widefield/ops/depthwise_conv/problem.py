@@ -1,5 +1,8 @@
 """The static description of one depthwise convolution: all that a backend may base its choice on."""
 
+# A sample within vmap is told by a private name alone.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,10 +15,13 @@ Layout = Literal["contiguous", "channels_last"]
 
 
 def layout_of(x: Tensor) -> Layout:
-    """Return the memory format in which `x` (N, C, H, W) lies; what is neither, or both, counts as contiguous."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    """Return the memory format in which `x` (N, C, H, W) lies; what is neither, or both, counts as contiguous.
+
+    So does a sample within `vmap`, which cannot be asked.
+    """
+    if x.is_contiguous() or torch._C._functorch.is_batchedtensor(x):
         return "contiguous"
-    return "channels_last"
+    return "channels_last" if x.is_contiguous(memory_format=torch.channels_last) else "contiguous"
 
 
 def memory_format(layout: Layout) -> torch.memory_format:

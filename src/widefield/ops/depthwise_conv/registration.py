@@ -58,7 +58,7 @@ def _(
 def _(
     grad: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
-    return _empty(list(input_size), grad)
+    return _empty([grad.shape[0], grad.shape[1], *input_size[2:]], grad)
 
 
 @grad_weight.register_fake

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from widefield.ops.backends import Pass
-from widefield.ops.depthwise_conv import maps
+from widefield.ops.depthwise_conv import defects, maps
+from widefield.ops.depthwise_conv.autograd import is_transformed
 from widefield.ops.depthwise_conv.order import machine
 
 Pair = tuple[int, int]
@@ -42,12 +43,15 @@ def key_of(x: Tensor, weight: Tensor, bias: Tensor | None, spacing: Hashable, fo
     """Return all that the checks and the choice for these tensors depend on, or None if they are to be made anew."""
     if torch.compiler.is_compiling() or (type(x) is not Tensor and type(x) is not nn.Parameter):
         return None
-    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack() > 0 or is_transformed():
         return None
-    rest = None if bias is None else (bias.shape, bias.dtype, bias.device)
-    # The strides of an ordinary image tell its layout; they cost less to read than the layout.
-    image = (x.shape, x.stride(), x.dtype, x.device)
-    kernel = (weight.shape, weight.dtype, weight.device)
+    try:
+        rest = None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout)
+        # The strides of an ordinary image tell its memory format; they cost less to read.
+        image = (x.shape, x.stride(), x.dtype, x.device, x.layout)
+        kernel = (weight.shape, weight.dtype, weight.device, weight.layout)
+    except RuntimeError:  # sparse and nested tensors have no strides or shapes
+        return None
     return (image, kernel, rest, spacing, forced, torch.get_num_threads())
 
 
@@ -75,6 +79,8 @@ def _is_direct(x: Tensor, weight: Tensor, spacing: Spacing, forced: str) -> bool
     passes: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
     problem = maps.problem_of(x, x.shape, weight.shape[2:], *spacing)
     if forced not in ("", "aten"):
+        return False
+    if any(defects.is_any(problem, pass_) for pass_ in passes):
         return False
     choices = [maps.chosen(problem, pass_, forced, machine()) for pass_ in passes]
     return all(backend.name == "aten" and margins == (0, 0) for _, margins, backend in choices)

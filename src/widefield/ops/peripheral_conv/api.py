@@ -7,12 +7,14 @@ from torch import Tensor
 
 from widefield._core.checks import check, check_name
 from widefield.ops.dispatch import forced_backend
+from widefield.ops.operands import autocast_dtype, check_dense, check_floating, not_scriptable
 from widefield.ops.peripheral_conv.differentiation import peripheral_forward
 from widefield.ops.peripheral_conv.order import FORM_NAMES
 from widefield.ops.peripheral_kernel.expansion import sum_cells
 from widefield.ops.peripheral_kernel.grid import SharingGrid
 
 
+@not_scriptable
 def peripheral_conv2d(
     x: Tensor,
     cells: Tensor,
@@ -56,6 +58,7 @@ def peripheral_conv2d(
         form = "expanded" if forced else ""
     else:
         check_name(form, FORM_NAMES, "form")
+    check_dense(x, cells, bias, embedding)
     _check_shapes(x, cells, bias, embedding, (rows, columns))
     x, cells, bias, embedding = _autocast(x, cells, bias, embedding)
     _check_types([x, *(tensor for tensor in (cells, bias, embedding) if tensor is not None)])
@@ -108,18 +111,16 @@ def _check_shapes(
 def _autocast(
     x: Tensor, cells: Tensor, bias: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    device = x.device.type
-    is_eligible = device != "meta" and x.is_floating_point() and x.dtype != torch.float64
-    if not is_eligible or not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(x, cells, bias, embedding)
+    if dtype is None:
         return x, cells, bias, embedding
-    dtype = torch.get_autocast_dtype(device)
     cast = [None if tensor is None else tensor.to(dtype) for tensor in (bias, embedding)]
     return x.to(dtype), cells.to(dtype), cast[0], cast[1]
 
 
 def _check_types(tensors: list[Tensor]) -> None:
     x = tensors[0]
-    check(x.is_floating_point(), "a floating-point input", f"{x.dtype}", "convert it, for instance with x.float()")
+    check_floating(x)
     check(
         all(tensor.dtype == x.dtype for tensor in tensors),
         "input, cells, bias and embedding of one dtype",

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from widefield.ops.depthwise_conv.autograd import mapped, save_operands, split, sum_of
 from widefield.ops.peripheral_conv import flops, registration
+from widefield.ops.sharding import prepare
 
 
 def peripheral_forward(
@@ -28,7 +30,19 @@ def peripheral_forward(
     backend: str,
 ) -> Tensor:
     """As `registration.forward`, with derivatives of any order and a batching rule."""
-    return _Forward.apply(x, cells, bias, rows, columns, form, backend)
+    return _forward(x, cells, bias, rows, columns, form, backend)
+
+
+def _forward(x: Tensor, cells: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    return mapped(_Forward, registration.forward, x, cells, bias, *settings)
+
+
+def _grad_input(grad: Tensor, cells: Tensor, *settings: Any) -> Tensor:
+    return mapped(_GradInput, registration.grad_input, grad, cells, *settings)
+
+
+def _grad_cells(grad: Tensor, x: Tensor, *settings: Any) -> Tensor:
+    return mapped(_GradCells, registration.grad_cells, grad, x, *settings)
 
 
 class _Forward(Function):
@@ -36,39 +50,50 @@ class _Forward(Function):
 
     @staticmethod
     def forward(x: Tensor, cells: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-        _teach_counters()
+        _prepare()
         return registration.forward(x, cells, bias, *settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, cells, bias, *ctx.settings = inputs
-        ctx.has_bias = bias is not None
-        ctx.save_for_backward(x, cells)
+        ctx.has_bias, ctx.size = bias is not None, tuple(output.shape)
+        save_operands(ctx, x, cells)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
         x, cells = ctx.saved_tensors
         needs_x, needs_cells, needs_bias = ctx.needs_input_grad[:3]
-        dx = _GradInput.apply(grad, cells, *ctx.settings) if needs_x else None
-        dw = _GradCells.apply(grad, x, *ctx.settings) if needs_cells else None
+        dx = _grad_input(grad, cells, *ctx.settings) if needs_x else None
+        dw = _grad_cells(grad, x, *ctx.settings) if needs_cells else None
         db = grad.sum((0, 2, 3)) if ctx.has_bias and needs_bias else None
         return dx, dw, db, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *rest: Any) -> Tensor | None:
+        x, cells = ctx.saved_tensors
+        by_x = None if dx is None else _forward(dx, cells, None, *ctx.settings)
+        by_cells = None if dw is None else _forward(x, dw, None, *ctx.settings)
+        return sum_of(by_x, by_cells, None if db is None else db[:, None, None].expand(ctx.size))
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], x: Tensor, cells: Tensor, bias: Tensor | None, *settings: Any
     ) -> tuple[Tensor, int]:
         count = info.batch_size
-        if in_dims[1] is None and in_dims[2] is None:
-            y = _Forward.apply(_into_batch(x, in_dims[0]), cells, bias, *settings)
-            return y.unflatten(0, (count, -1)), 0
-        y = _Forward.apply(
-            _into_channels(x, in_dims[0], count),
-            _leading(cells, in_dims[1], count),
-            None if bias is None else _leading(bias, in_dims[2], count),
-            *settings,
-        )
-        return y.unflatten(1, (count, -1)), 1
+        if in_dims[1] is not None:
+            wide, many = _into_channels(x, in_dims[0], count), _leading(cells, in_dims[1], count)
+            biases = None if bias is None else _leading(bias, in_dims[2], count)
+            return split(_Forward.apply(wide, many, biases, *settings), 1, count), 1
+        common = None if in_dims[2] is not None else bias
+        if in_dims[0] is None:
+            y = _Forward.apply(x, cells, common, *settings).unsqueeze(0)
+        else:
+            y = split(_Forward.apply(_into_batch(x, in_dims[0]), cells, common, *settings), 0, count)
+        if bias is not None and in_dims[2] is not None:
+            y = y + bias.movedim(in_dims[2], 0)[:, None, :, None, None]
+        return y, 0
 
 
 class _GradInput(Function):
@@ -76,7 +101,7 @@ class _GradInput(Function):
 
     @staticmethod
     def forward(grad: Tensor, cells: Tensor, *settings: Any) -> Tensor:
-        _teach_counters()
+        _prepare()
         return registration.grad_input(grad, cells, *settings)
 
     @staticmethod
@@ -84,20 +109,28 @@ class _GradInput(Function):
         _keep_pair(ctx, inputs)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v: Tensor | None) -> tuple[Tensor | None, ...]:
+        if v is None:
+            return (None,) * 6
         grad, cells = ctx.saved_tensors
-        dg = _Forward.apply(v, cells, None, *ctx.settings) if ctx.needs_input_grad[0] else None
-        dw = _GradCells.apply(grad, v, *ctx.settings) if ctx.needs_input_grad[1] else None
+        dg = _forward(v, cells, None, *ctx.settings) if ctx.needs_input_grad[0] else None
+        dw = _grad_cells(grad, v, *ctx.settings) if ctx.needs_input_grad[1] else None
         return dg, dw, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dg: Tensor | None, dw: Tensor | None, *rest: Any) -> Tensor | None:
+        grad, cells = ctx.saved_tensors
+        by_grad = None if dg is None else _grad_input(dg, cells, *ctx.settings)
+        return sum_of(by_grad, None if dw is None else _grad_input(grad, dw, *ctx.settings))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, cells: Tensor, *settings: Any) -> tuple[Tensor, int]:
         count = info.batch_size
         if in_dims[1] is None:
             y = _GradInput.apply(_into_batch(grad, in_dims[0]), cells, *settings)
-            return y.unflatten(0, (count, -1)), 0
+            return split(y, 0, count), 0
         wide, many = _into_channels(grad, in_dims[0], count), _leading(cells, in_dims[1], count)
-        return _GradInput.apply(wide, many, *settings).unflatten(1, (count, -1)), 1
+        return split(_GradInput.apply(wide, many, *settings), 1, count), 1
 
 
 class _GradCells(Function):
@@ -105,7 +138,7 @@ class _GradCells(Function):
 
     @staticmethod
     def forward(grad: Tensor, x: Tensor, *settings: Any) -> Tensor:
-        _teach_counters()
+        _prepare()
         return registration.grad_cells(grad, x, *settings)
 
     @staticmethod
@@ -113,27 +146,36 @@ class _GradCells(Function):
         _keep_pair(ctx, inputs)
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u: Tensor | None) -> tuple[Tensor | None, ...]:
+        if u is None:
+            return (None,) * 6
         grad, x = ctx.saved_tensors
-        dg = _Forward.apply(x, u, None, *ctx.settings) if ctx.needs_input_grad[0] else None
-        dx = _GradInput.apply(grad, u, *ctx.settings) if ctx.needs_input_grad[1] else None
+        dg = _forward(x, u, None, *ctx.settings) if ctx.needs_input_grad[0] else None
+        dx = _grad_input(grad, u, *ctx.settings) if ctx.needs_input_grad[1] else None
         return dg, dx, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dg: Tensor | None, dx: Tensor | None, *rest: Any) -> Tensor | None:
+        grad, x = ctx.saved_tensors
+        by_grad = None if dg is None else _grad_cells(dg, x, *ctx.settings)
+        return sum_of(by_grad, None if dx is None else _grad_cells(grad, dx, *ctx.settings))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, x: Tensor, *settings: Any) -> tuple[Tensor, int]:
         count = info.batch_size
         wide = (_into_channels(image, dim, count) for image, dim in zip((grad, x), in_dims[:2], strict=True))
-        return _GradCells.apply(*wide, *settings).unflatten(0, (count, -1)), 0
+        return split(_GradCells.apply(*wide, *settings), 0, count), 0
 
 
-def _teach_counters() -> None:
+def _prepare() -> None:
+    prepare()
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         flops.teach_counters()
 
 
 def _keep_pair(ctx: Any, inputs: tuple[Any, ...]) -> None:
     first, second, *ctx.settings = inputs
-    ctx.save_for_backward(first, second)
+    save_operands(ctx, first, second)
 
 
 def _into_batch(x: Tensor, dim: int) -> Tensor:

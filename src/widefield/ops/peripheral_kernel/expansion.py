@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from widefield._core.checks import check
+from widefield.ops.operands import check_dense, not_scriptable
 from widefield.ops.peripheral_kernel.grid import SharingGrid
 from widefield.ops.precision import as_written
 
 Sizes = tuple[int, ...]
 
 
+@not_scriptable
 def peripheral_kernel(cells: Tensor, rows: SharingGrid, columns: SharingGrid | None = None) -> Tensor:
     """Give every tap the value of its cell (PeLK, equation 1). Exact, in every dtype.
 
@@ -38,6 +40,7 @@ def peripheral_kernel(cells: Tensor, rows: SharingGrid, columns: SharingGrid | N
     return _Expand.apply(cells, rows.sizes, columns.sizes)
 
 
+@not_scriptable
 def sum_cells(kernel: Tensor, rows: SharingGrid, columns: SharingGrid | None = None) -> Tensor:
     """Sum the taps of every cell: the adjoint of `peripheral_kernel`. Half precision is summed in float32.
 
@@ -58,6 +61,7 @@ def sum_cells(kernel: Tensor, rows: SharingGrid, columns: SharingGrid | None = N
 
 
 def _check_fits(tensor: Tensor, counts: tuple[int, int], what: str, unit: str) -> None:
+    check_dense(tensor)
     check(
         tensor.dim() == 4 and tensor.shape[1] == 1 and tuple(tensor.shape[2:]) == counts,
         f"{what} for grids of {counts[0]} x {counts[1]} {unit}",
@@ -99,6 +103,10 @@ class _Expand(Function):
         return _Sum.apply(grad, ctx.rows, ctx.columns), None, None
 
     @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *rest: Any) -> Tensor:
+        return _Expand.apply(tangent, ctx.rows, ctx.columns)
+
+    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], cells: Tensor, rows: Sizes, columns: Sizes) -> tuple[Tensor, int]:
         return _Expand.apply(cells.movedim(in_dims[0], 0), rows, columns), 0
 
@@ -118,6 +126,10 @@ class _Sum(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _Expand.apply(grad, ctx.rows, ctx.columns), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *rest: Any) -> Tensor:
+        return _Sum.apply(tangent, ctx.rows, ctx.columns)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], kernel: Tensor, rows: Sizes, columns: Sizes) -> tuple[Tensor, int]:
