@@ -216,6 +216,20 @@ class HierarchicalBackbone(nn.Module):
             assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
+    def __prepare_scriptable__(self) -> HierarchicalBackbone:
+        """Refuse ``torch.jit.script``, which asks this of every module; the operator chooses its backend in Python.
+
+        Raises:
+            InputError: Always.
+        """
+        check(
+            False,
+            "a compiler that runs the Python of a network",
+            "torch.jit.script",
+            "use torch.compile or torch.export",
+        )
+        return self
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay beyond the one-dimensional ones."""
         return set()

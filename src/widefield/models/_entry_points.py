@@ -7,8 +7,10 @@ from typing import Any, TypeVar, cast
 
 from timm.models import PretrainedCfg, build_model_with_cfg
 
+from widefield._core.checks import check
 from widefield.models._backbone import HierarchicalBackbone
 from widefield.models._pretrained import check_source, pretrained_filter
+from widefield.models._stage_features import StageFeatures
 from widefield.models.cards import CARDS, cards_of, published_cfgs
 
 Network = TypeVar("Network", bound=HierarchicalBackbone)
@@ -46,15 +48,31 @@ def build(
         TypeError: If the constructor does not know a setting.
     """
     check_source(name, pretrained, settings)
+    if settings.get("output_stride") == 32:
+        # What every one of these networks has; tools that know other strides pass it along.
+        settings = {key: value for key, value in settings.items() if key != "output_stride"}
     model = build_model_with_cfg(
         kind,
         name,
         pretrained,
         pretrained_filter_fn=pretrained_filter if _family_of(name) in CARDS else None,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg=_feature_cfg(settings),
         **{**vars(variants[name]), **settings},
     )
     return cast("Network", model)
+
+
+def _feature_cfg(settings: Mapping[str, Any]) -> dict[str, Any]:
+    kind = settings.get("feature_cls", StageFeatures)
+    check(
+        kind in (StageFeatures, "getter") or not settings.get("feature_norms"),
+        'no `feature_cls`, or "getter", with `feature_norms=True`',
+        f"{kind!r}",
+        "leave `feature_cls` out: the other extractors pass the norms by",
+    )
+    # The extractors that are rebuilt from modules find a stage only where the sequence of stages is opened.
+    opened = {"flatten_sequential": True} if kind in ("list", "dict") else {}
+    return {"out_indices": (0, 1, 2, 3), "feature_cls": StageFeatures, **opened}
 
 
 def _family_of(name: str) -> str:
