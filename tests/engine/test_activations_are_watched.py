@@ -259,7 +259,7 @@ def test_skipped_steps_that_end_a_monitored_run_name_the_module_too(folder: RunF
 def test_a_monitored_run_blames_no_module_for_a_loss_that_fails_by_itself(folder: RunFolder) -> None:
     task = Classify(Images())
     task.at_loss[3] = lambda loss: loss * float("nan")
-    with pytest.raises(RunError, match=r"^The loss is nan at step 3 .* the last checkpoint before it is kept\.$"):
+    with pytest.raises(RunError, match=r"^The loss is nan at step 3 .* there is no checkpoint before it\.$"):
         make_trainer(folder, task=task, model=BlockNet(), monitor_activations=True, log_every_steps=5).fit()
 
 

@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _DONE
     except WidefieldError as error:
         return _told(error, errors, is_debugging, _FAILED)
-    except KeyboardInterrupt:
-        errors.print("interrupted; a run can be taken up with widefield train --resume RUN")
+    except KeyboardInterrupt as interrupt:
+        told = str(interrupt) or "interrupted; a run can be taken up with widefield train --resume RUN"
+        errors.print(told, markup=False, soft_wrap=True)
         return _INTERRUPTED
     except BrokenPipeError:
         return _FAILED

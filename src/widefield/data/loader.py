@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
+import os
 import time
+from contextlib import nullcontext, suppress
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from widefield._core.errors import RunError, WidefieldError
 from widefield.data.batch import Batch, BatchReader, BatchReading, Training
 from widefield.data.order import EvaluationOrder, TrainingOrder
 from widefield.data.transforms import batch_mixing, evaluation_transform, train_transform
+from widefield.data.worker_signals import deaths_told, orders_held_back, outlive_orders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +137,7 @@ class _Pipeline:
 
     def __init__(self, reader: BatchReader, workers: int) -> None:
         self._requests: list[BatchRequest] = []
+        self._is_started = False
         self._loader = DataLoader(
             reader,
             batch_size=None,
@@ -144,12 +148,22 @@ class _Pipeline:
             persistent_workers=workers > 0,
             # Without a generator of its own, starting an epoch would draw from torch's global one.
             generator=torch.Generator(),
+            worker_init_fn=functools.partial(outlive_orders, os.getpid()) if workers else None,
         )
 
     def read(self, requests: list[BatchRequest]) -> Iterator[BatchReading | WidefieldError]:
         self._requests[:] = requests
-        if requests:
-            yield from self._loader
+        if not requests:
+            return
+        with deaths_told(), nullcontext() if self._is_started else orders_held_back():
+            readings = iter(self._loader)
+        self._is_started = True
+        while True:
+            with deaths_told():
+                reading = next(readings, None)
+            if reading is None:
+                return
+            yield reading
 
 
 def _tells_of_a_killed_worker(error: Exception) -> bool:
@@ -159,7 +173,7 @@ def _tells_of_a_killed_worker(error: Exception) -> bool:
     if str(error).startswith("Caught "):
         return False
     # The pipes of a dead worker can break before its signal is in: torch raises then, wherever the main process is.
-    with contextlib.suppress(RuntimeError):
+    with suppress(RuntimeError):
         time.sleep(1.0)
     return True
 

@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-_NAMES = ("SIGTERM", "SIGUSR1")
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 _REPEAT_S = 2.0
 _AGREE_EVERY_S = 10.0
 
 
 class StopSignals:
-    """Takes note of SIGTERM and SIGUSR1 while it is on `stack`; ranks agree on the step at which they stop.
+    """Takes note of SIGTERM, SIGUSR1 and SIGINT while it is on `stack`; ranks agree on the step at which they stop.
 
     Handlers are installed in the main thread only, and what was there before is put back at the end. A signal that
     comes twice within 2 s is one order that scheduler and launcher both passed on; later, a second signal has the
-    effect it would have had without the run, which by default is the death of the process. In forked children, such
-    as those of a loader, SIGTERM ends the process and SIGUSR1 does nothing.
+    effect it would have had without the run, which by default is the death of the process. SIGINT (Ctrl-C) is left to
+    whoever has set a handler for it or has it ignored. In forked children SIGTERM ends the process, SIGINT interrupts
+    it and SIGUSR1 does nothing.
 
     One process answers after the current step. Several ask one another about every 10 s, measured in steps so that all
     do it at the same one, which costs one reduction of two numbers each time; an order to any of them reaches all.
@@ -50,7 +51,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for name in _NAMES:
                 number = getattr(signal, name, None)
-                if number is not None:
+                if number is not None and self._is_ours(number):
                     self._before[number] = signal.signal(number, self._take_note)
         stack.callback(self._restore)
 
@@ -81,18 +82,23 @@ class StopSignals:
         self._last_time = time.perf_counter()
         return asked > 0
 
-    def outcome(self, step: int) -> RunInterruptedError:
-        """Return what to raise once the checkpoint of `step` is written."""
+    def outcome(self, step: int) -> RunInterruptedError | KeyboardInterrupt:
+        """Return what to raise once the checkpoint of `step` is written; Ctrl-C stays what Python makes of it."""
         by = self._name or "a signal to another process"
-        return RunInterruptedError(
-            f"Stopped by {by} after step {step}: resume the run; everything up to that step is kept."
-        )
+        kind = KeyboardInterrupt if self._name == "SIGINT" else RunInterruptedError
+        return kind(f"Stopped by {by} after step {step}: resume the run; everything up to that step is kept.")
+
+    @staticmethod
+    def _is_ours(number: signal.Signals) -> bool:
+        return number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler
 
     def _take_note(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             return
         now = time.monotonic()
         if self._name is None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from widefield._core.errors import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from accelerate import Accelerator
 
 
@@ -18,9 +20,13 @@ class LossRecord:
     """Collects the loss of every step without a synchronisation, and averages over ranks, intervals and the epoch.
 
     Sums run in step order, value by value, so that they do not depend on when the device was read.
+
+    Args:
+        has_checkpoint: Says whether there is one, for the message of a loss that is not finite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_checkpoint: Callable[[], bool]) -> None:
+        self._has_checkpoint = has_checkpoint
         self._pending: list[tuple[int, float, int, Tensor]] = []
         self._interval: list[float] = []
         self._epoch_sum = 0.0
@@ -56,7 +62,11 @@ class LossRecord:
                 raise RunError(
                     f"The loss is {value} at step {step} with learning rate {lr:.3g}: lower optimizer.lr, lengthen "
                     "schedule.warmup_epochs, set trainer.clip_norm or use trainer.precision no, and start again; "
-                    "the last checkpoint before it is kept."
+                    + (
+                        "the last checkpoint before it is kept."
+                        if self._has_checkpoint()
+                        else "there is no checkpoint before it."
+                    )
                 )
             self._interval.append(value)
             self._epoch_sum += value * batches

@@ -75,7 +75,7 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensors: One tensor per unique name.
 
     Raises:
-        InputError: If names or shapes are not those of the model.
+        InputError: If names, shapes or types are not those of the model.
     """
     full_state(model, tensors)
     for name, value in unique_state(model).items():
@@ -83,6 +83,12 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             value.shape == tensors[name].shape,
             f"{name} of shape {tuple(value.shape)}",
             f"{tuple(tensors[name].shape)}",
+            "use the model that the weights were saved from",
+        )
+        check(
+            value.dtype == tensors[name].dtype,
+            f"{name} in {value.dtype}",
+            f"{tensors[name].dtype}",
             "use the model that the weights were saved from",
         )
         tensor = tensors[name]

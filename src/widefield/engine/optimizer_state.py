@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[key] = value
-        return {"tensor": key}
+        return {"tensor": {"name": key, "dtype": str(value.dtype), "shape": list(value.shape)}}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
@@ -37,7 +37,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor], like: Tensor | None) -> A
         return value
     [(kind, content)] = value.items()
     if kind == "tensor":
-        tensor = tensors[content]
+        tensor = _known_tensor(content, tensors)
         if like is not None and like.shape == tensor.shape:
             return laid_out_like(tensor, like)
         return tensor.clone()
@@ -45,6 +45,45 @@ def _decode(value: Any, tensors: Mapping[str, Tensor], like: Tensor | None) -> A
         return {name: _decode(part, tensors, like) for name, part in content.items()}
     parts = [_decode(part, tensors, like) for part in content]
     return tuple(parts) if kind == "tuple" else parts
+
+
+def _known_tensor(kept: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    # The first runs kept the name alone.
+    name = kept["name"] if isinstance(kept, dict) else kept
+    check(
+        name in tensors,
+        f"a checkpoint with the tensor {name!r} of the optimizer",
+        "one without it",
+        "resume from an earlier checkpoint",
+    )
+    tensor = tensors[name]
+    if isinstance(kept, dict):
+        check(
+            (str(tensor.dtype), list(tensor.shape)) == (kept["dtype"], kept["shape"]),
+            f"{name} of the optimizer in {kept['dtype']} of shape {tuple(kept['shape'])}",
+            f"{tensor.dtype} of shape {tuple(tensor.shape)}",
+            "resume from an earlier checkpoint",
+        )
+    return tensor
+
+
+def _check_options(live: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    for name in sorted(live.keys() & kept.keys()):
+        kinds = [_kind(options[name]) for options in (live, kept)]
+        check(
+            None in kinds or kinds[0] == kinds[1],
+            f"{name} of the optimizer to be of kind {kinds[0]}",
+            f"{kept[name]!r} in the checkpoint",
+            "resume from an earlier checkpoint",
+        )
+
+
+def _kind(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return "number"
+    return "list" if isinstance(value, (list, tuple)) else type(value).__name__
 
 
 def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
@@ -98,7 +137,7 @@ def restore_optimizer_state(
         scalars: The JSON value that came with them.
 
     Raises:
-        InputError: If names, order or grouping of the parameters differ.
+        InputError: If names, order or grouping of the parameters differ, or tensors are missing or not as they were.
     """
     names = _names(optimizer, model)
     kept = [group["params"] for group in scalars["groups"]]
@@ -113,7 +152,9 @@ def restore_optimizer_state(
     for live, packed, group in zip(
         optimizer.param_groups, optimizer.state_dict()["param_groups"], scalars["groups"], strict=True
     ):
-        groups.append({**_decode(group["options"], tensors, None), "params": packed["params"]})
+        options = _decode(group["options"], tensors, None)
+        _check_options(live, options)
+        groups.append({**options, "params": packed["params"]})
         for name, index, parameter in zip(group["params"], packed["params"], live["params"], strict=True):
             if name in scalars["state"]:
                 state[index] = _decode(scalars["state"][name], tensors, parameter)

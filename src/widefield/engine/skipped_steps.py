@@ -12,7 +12,7 @@ from torch import Tensor
 from widefield._core.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from accelerate import Accelerator
     from torch import nn
@@ -28,10 +28,13 @@ class SkippedSteps:
         model: Its buffers, such as BatchNorm's statistics, are put back after a skipped step: they have seen the same
             values as the loss.
         accelerator: Of the run.
+        has_checkpoint: Says whether there is one, for the message of the last of too many steps.
     """
 
-    def __init__(self, limit: int, model: nn.Module, accelerator: Accelerator) -> None:
-        self._limit, self._accelerator = limit, accelerator
+    def __init__(
+        self, limit: int, model: nn.Module, accelerator: Accelerator, has_checkpoint: Callable[[], bool]
+    ) -> None:
+        self._limit, self._accelerator, self._has_checkpoint = limit, accelerator, has_checkpoint
         self._buffers = list(model.buffers())
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._in_a_row = self._interval = self._epoch = 0
@@ -77,7 +80,8 @@ class SkippedSteps:
             raise RunError(
                 f"The loss or its gradient was not finite {times}, the last of them step {step} with learning rate "
                 f"{lr:.3g} ({here}): lower optimizer.lr, lengthen schedule.warmup_epochs, set trainer.clip_norm or "
-                "trainer.float32_modules, or raise trainer.skip_nonfinite; the last checkpoint is kept."
+                "trainer.float32_modules, or raise trainer.skip_nonfinite; "
+                + ("the last checkpoint is kept." if self._has_checkpoint() else "there is no checkpoint yet.")
             )
         return True
 

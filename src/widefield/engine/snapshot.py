@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from widefield._core.checks import check
 from widefield.engine.model_state import load_state, unique_state
 from widefield.engine.optimizer_state import flatten_optimizer_state, restore_optimizer_state
-from widefield.engine.random_state import rng_state
+from widefield.engine.random_state import restore_rng_state, rng_state
 from widefield.engine.sharding import is_sharded, whole
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Progress:
 
     best_step: int | None = None
     """Step of the best weights."""
+
+    best_crc32: int | None = None
+    """Checksum of their file, known to the main process."""
 
     seconds: float = 0.0
     """Time spent before the current process, or in all when the run is done."""
@@ -155,4 +158,7 @@ class Snapshot:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         progress = Progress(**{name: state[name] for name in vars(Progress()) if name in state})
-        return progress, parts[f"rank{self.accelerator.process_index}"]
+        rng = parts[f"rank{self.accelerator.process_index}"]
+        # It is set again when training goes on; what cannot be set is told now.
+        restore_rng_state(rng)
+        return progress, rng

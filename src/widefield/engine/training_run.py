@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from widefield._core.checks import check, check_name
 from widefield._core.errors import RunError
 from widefield.engine.activation_monitor import activation_monitor
+from widefield.engine.batch_stream import stream
+from widefield.engine.checkpoint_state import check_position, understood
 from widefield.engine.checkpointing import (
-    best_weights_path,
     disk_errors,
+    has_checkpoint,
+    read_best_weights,
     read_checkpoint,
     save_checkpoint,
-    write_weights,
+    what_is_kept,
+    write_best_weights,
 )
 from widefield.engine.devices import seed_everything
 from widefield.engine.ema import ModelEma
@@ -94,7 +98,7 @@ class TrainingRun:
             else accelerator.prepare_optimizer(trainer.optimizer, device_placement=False)
         )
         limit = config.skip_nonfinite
-        self._skipped = None if limit is None else SkippedSteps(limit, self._model, accelerator)
+        self._skipped = None if limit is None else SkippedSteps(limit, self._model, accelerator, self._has_checkpoint)
         self._gradients = GradientStep(
             task=trainer.task,
             called=torch.compile(wrapped) if config.compile else wrapped,
@@ -105,7 +109,7 @@ class TrainingRun:
             without_sync=functools.partial(without_sync if self._is_sharded else accelerator.no_sync, wrapped),
             skipped=self._skipped,
         )
-        self._losses = LossRecord()
+        self._losses = LossRecord(self._has_checkpoint)
         self._monitor = activation_monitor(config)
         own = () if self._monitor is None else (self._monitor,)
         self._extensions = Extensions((*trainer.extensions, *own))
@@ -135,9 +139,7 @@ class TrainingRun:
     def go(self, checkpoint: Path | None) -> FitResult:
         """Train from `checkpoint`, or from the start."""
         self._extensions.started(self._context(), self._stack)
-        if checkpoint is not None:
-            self._progress, self._rng = self._snapshot.restore(*read_checkpoint(checkpoint))
-            self._scheduler.step_update(self._progress.step)
+        steps_csv = None if checkpoint is None else self._take_up(checkpoint)
         progress, epochs = self._progress, self._config.epochs
         if self._accelerator.is_main_process:
             with self._disk(self._trainer.folder.path):
@@ -148,6 +150,7 @@ class TrainingRun:
                     tensorboard=self._config.tensorboard,
                     wandb=self._config.wandb,
                     counts_skipped=self._skipped is not None,
+                    kept=steps_csv,
                 )
             self._stack.callback(self._log.close)
         if self._reporter is not None:
@@ -158,6 +161,20 @@ class TrainingRun:
         if self._reporter is not None:
             self._reporter.run_done()
         return self._result()
+
+    def _take_up(self, checkpoint: Path) -> dict[str, int] | None:
+        """Set the run to a checkpoint, and return what it knows of `steps.csv`."""
+        tensors, state = read_checkpoint(checkpoint)
+        with understood(checkpoint):
+            self._progress, self._rng = self._snapshot.restore(tensors, state)
+        progress = self._progress
+        length, size = len(self._trainer.loader), self._config.accumulate_steps
+        check_position(progress.step, progress.epoch, progress.batch, length, size)
+        if progress.best_step is not None:
+            # Now rather than after the last epoch.
+            read_best_weights(self._trainer.folder.checkpoints, progress.best_step, progress.best_crc32)
+        self._scheduler.step_update(progress.step)
+        return state.get("steps_csv")
 
     def _context(self) -> RunContext:
         return RunContext(
@@ -195,30 +212,15 @@ class TrainingRun:
 
     def _batches(self) -> Iterator[Any]:
         """Return the rest of the epoch's batches, with the random state as it was at the checkpoint."""
-        progress = self._progress
-        loader, length = self._trainer.loader, len(self._trainer.loader)
         rng, self._rng = self._rng, None
-        if rng is not None and progress.batch == 0:
-            restore_rng_state(rng)
-        source = iter(loader.epoch(progress.epoch, progress.batch)) if progress.batch < length else iter(())
-        try:
-            for index in range(progress.batch, length):
-                try:
-                    batch = next(source)
-                except StopIteration:
-                    raise RunError(
-                        f"The loader ended after {index} of the {length} batches that its length promises in epoch "
-                        f"{progress.epoch + 1}: mend its __len__."
-                    ) from None
-                if rng is not None:
-                    # Within an epoch the iterator has drawn its own seeds before the checkpoint, not after it.
-                    restore_rng_state(rng)
-                    rng = None
-                yield batch
-        finally:
-            close = getattr(source, "close", None)
-            if close is not None:
-                close()
+        return stream(self._trainer.loader, self._progress.epoch, self._progress.batch, rng, self._loader_failed)
+
+    def _loader_failed(self, error: RunError, batch: int | None) -> RunError:
+        """Return what to raise, the run being kept if it is between two steps and that takes no other process."""
+        if batch == self._progress.batch and self._progress.step and self._accelerator.num_processes == 1:
+            self._save()
+        kept = what_is_kept(self._trainer.folder.checkpoints)
+        return RunError(f"{error} {kept[0].upper()}{kept[1:]}.")
 
     def _step(self, batches: Iterator[Any]) -> None:
         progress, config = self._progress, self._config
@@ -276,15 +278,14 @@ class TrainingRun:
         progress.history.append(row)
         is_best = self._is_best(metrics[self._task.monitor])
         if is_best:
-            progress.best_epoch, progress.best_step = progress.epoch, progress.step
+            progress.best_epoch, progress.best_step, progress.best_crc32 = progress.epoch, progress.step, None
         progress.epoch_seconds, self._epoch_started = 0.0, now
         if self._log is not None:
             with self._disk(self._trainer.folder.metrics):
                 self._log.log_epoch(progress.history)
             if is_best:
-                path = best_weights_path(self._trainer.folder.checkpoints, progress.step)
-                with self._disk(path):
-                    write_weights(path, unique_state(self._evaluated))
+                checkpoints = self._trainer.folder.checkpoints
+                progress.best_crc32 = write_best_weights(checkpoints, progress.step, unique_state(self._evaluated))
         self._save()
         if self._reporter is not None:
             self._reporter.epoch_done(progress.epoch, row, is_best)
@@ -323,6 +324,9 @@ class TrainingRun:
             restore_rng_state(before)
             self._save()
             raise self._signals.outcome(self._progress.step) from None
+        except RunError as error:
+            restore_rng_state(before)
+            raise self._loader_failed(error, self._progress.batch) from error
         finally:
             if handle is not None:
                 handle.remove()
@@ -361,23 +365,24 @@ class TrainingRun:
             folder = self._trainer.folder
             with self._disk(folder.steps):
                 self._log.flush()
+            state["steps_csv"] = self._log.position()
             save_checkpoint(folder.checkpoints, progress.step, tensors, state, keep=self._config.keep_checkpoints)
         self._accelerator.wait_for_everyone()
+
+    def _has_checkpoint(self) -> bool:
+        return has_checkpoint(self._trainer.folder.checkpoints)
 
     def _disk(self, path: Path) -> AbstractContextManager[None]:
         return disk_errors(path, self._trainer.folder.checkpoints)
 
     def _result(self) -> FitResult:
-        from safetensors.torch import load_file
-
         progress = self._progress
         assert progress.best_epoch is not None
         assert progress.best_step is not None
         model = self._trainer.model
         self._gather(self._model)
         model.eval()
-        path = best_weights_path(self._trainer.folder.checkpoints, progress.best_step)
-        check(path.is_file(), "the best weights of the run", f"no file {path}", "restore it from a copy, or run again")
+        weights = read_best_weights(self._trainer.folder.checkpoints, progress.best_step, progress.best_crc32)
         metrics = [
             {name: value for name, value in row.items() if name not in _RESERVED}
             for row in (progress.history[progress.best_epoch - 1], progress.history[-1])
@@ -388,6 +393,6 @@ class TrainingRun:
             last=metrics[1],
             history=progress.history,
             seconds=progress.seconds + time.perf_counter() - self._started,
-            best_weights=full_state(model, load_file(path)),
+            best_weights=full_state(model, weights),
             steps=progress.step,
         )
