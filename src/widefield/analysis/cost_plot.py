@@ -8,6 +8,7 @@ from typing import Any
 
 from widefield._core.checks import check
 from widefield._core.files import write_atomically
+from widefield._core.plain_text import figure_text
 from widefield.analysis.cost import Cost
 from widefield.analysis.latency import Latency
 from widefield.analysis.operator_shares import KINDS, Kind, OperatorShares
@@ -47,9 +48,10 @@ def draw_costs(
     _bars(axes[0], names, [total.parameters / 1e6 for total in totals], "parameters in millions")
     _bars(axes[1], names, [total.macs / 1e9 for total in totals], "multiply-accumulates in billions (GMACs)")
     _bars(axes[2], names, [costs[name].peak_bytes / 1e6 for name in names], "activations at the peak in MB")
+    rows = _rows(names)
     large = [costs[name].large_kernel_parameters / 1e6 for name in names]
-    axes[0].barh(names, large, color="#d9722e", height=0.6, label="depthwise kernels of 7 and more")
-    axes[1].barh(names, [costs[name].large_kernel_macs / 1e9 for name in names], color="#d9722e", height=0.6)
+    axes[0].barh(rows, large, color="#d9722e", height=0.6, label="depthwise kernels of 7 and more")
+    axes[1].barh(rows, [costs[name].large_kernel_macs / 1e9 for name in names], color="#d9722e", height=0.6)
     if times:
         timed = [name for name in names if name in times]
         found = [times[name] for name in timed]
@@ -67,11 +69,15 @@ def draw_costs(
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=120, metadata=metadata))
 
 
+def _rows(names: list[str]) -> list[str]:
+    return [figure_text(name) for name in names]
+
+
 def _parts(panel: Any, names: list[str], shares: Mapping[str, Mapping[Kind, float]], label: str) -> None:
     start = [0.0] * len(names)
     for kind, colour in zip(KINDS, _COLOURS, strict=True):
         widths = [100 * shares[name][kind] if name in shares else 0.0 for name in names]
-        panel.barh(names, widths, left=start, color=colour, height=0.6)
+        panel.barh(_rows(names), widths, left=start, color=colour, height=0.6)
         start = [left + width for left, width in zip(start, widths, strict=True)]
     panel.set_xlabel(label, fontsize=8)
     panel.tick_params(labelsize=8)
@@ -85,7 +91,7 @@ def _name_parts(panel: Any) -> None:
 
 
 def _bars(panel: Any, names: list[str], values: list[float], label: str, spread: Any = None) -> None:
-    bars = panel.barh(names, values, color="#2563a8", height=0.6, xerr=spread)
+    bars = panel.barh(_rows(names), values, color="#2563a8", height=0.6, xerr=spread)
     panel.bar_label(bars, labels=[f"{value:.3g}" for value in values], padding=2, fontsize=8)
     panel.set_xlabel(label, fontsize=8)
     panel.tick_params(labelsize=8)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from widefield._core.checks import check
 from widefield._core.files import write_atomically
+from widefield._core.plain_text import figure_text
 from widefield.analysis.kernel_weights import KernelWeights
 
 COLUMNS = 6
@@ -45,7 +46,7 @@ def draw_kernel_weights(
         image = tile.imshow(layer.map.numpy(), norm=norm, cmap="viridis", interpolation="nearest")
         height, width = layer.kernel_size
         share = f"{100 * layer.central_share:.2g} %"
-        tile.set_title(f"{_short(layer.name)}\n{height}x{width}, centre {share}", fontsize=6.5)
+        tile.set_title(f"{figure_text(_short(layer.name))}\n{height}x{width}, centre {share}", fontsize=6.5)
     for tile in tiles:
         tile.set_axis_off()
     assert image is not None
@@ -55,7 +56,7 @@ def draw_kernel_weights(
         fontsize=7,
     )
     bar.ax.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=10, wrap=True)
+    figure.suptitle(figure_text(title), fontsize=10, wrap=True)
     metadata = {"Software": ""}
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=130, metadata=metadata))
 

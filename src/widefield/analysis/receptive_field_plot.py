@@ -11,6 +11,7 @@ import torch
 
 from widefield._core.checks import check
 from widefield._core.files import write_atomically
+from widefield._core.plain_text import figure_text
 from widefield.analysis.receptive_field import ReceptiveField, Scale, scaled
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def draw_receptive_fields(path: Path, receptive_fields: Sequence[ReceptiveField]
         image = panel.imshow(shown.numpy(), cmap="magma", vmin=0, vmax=1, interpolation="nearest")
         _squares(panel, field, scale)
         height, width = field.input_size
-        panel.set_title(f"{field.name}, {height} px\n{field.weights}".strip(), fontsize=9)
+        title = f"{figure_text(field.name)}, {height} px\n{figure_text(field.weights)}".strip()
+        panel.set_title(title, fontsize=9)
         panel.set_xticks(_ticks(width))
         panel.set_yticks(_ticks(height))
         panel.tick_params(labelsize=7)
@@ -96,7 +98,9 @@ def _profiles(axes: Axes, receptive_fields: Sequence[ReceptiveField]) -> None:
         largest = heights.max().item()
         known = min(field.input_size) // 2
         if largest > 0:
-            label = f"{field.name} ({field.input_size[0]} px{', ' + field.weights if field.weights else ''})"
+            label = figure_text(
+                f"{field.name} ({field.input_size[0]} px{', ' + field.weights if field.weights else ''})"
+            )
             style = "-" if index < 10 else "--"
             axes.plot((heights[:known] / largest).tolist(), style, color=f"C{index % 10}", linewidth=1.2, label=label)
     axes.set_yscale("log")
@@ -114,8 +118,8 @@ def _table(axes: Axes, receptive_fields: Sequence[ReceptiveField], scale: Scale)
     headings = ["", "layer", "images", *(f"r({100 * threshold:g} %)" for threshold in thresholds), "diameter"]
     rows = [
         [
-            f"{field.name}, {field.input_size[0]} px",
-            field.layer,
+            figure_text(f"{field.name}, {field.input_size[0]} px"),
+            figure_text(field.layer),
             str(field.images),
             *(_percent(field.area(threshold, scale).ratio) for threshold in thresholds),
             "-" if math.isnan(field.effective_diameter_px) else f"{field.effective_diameter_px:.0f} px",

@@ -8,6 +8,7 @@ from typing import Any
 
 from widefield._core.checks import check
 from widefield._core.files import write_atomically
+from widefield._core.plain_text import figure_text
 from widefield.analysis.shape_bias import CueReport
 from widefield.analysis.shape_bias_reference import HUMANS, NETWORKS, PublishedBias
 
@@ -55,7 +56,7 @@ def draw_shape_bias(
             (c, each.shape_fraction) for c, each in report.bias.by_shape.items() if each.shape_fraction is not None
         ]
         overall = report.bias.overall.shape_fraction
-        label = f"{report.name}: {'no decisions' if overall is None else f'{100 * overall:.1f} % shape'}"
+        label = f"{figure_text(report.name)}: {'no decisions' if overall is None else f'{100 * overall:.1f} % shape'}"
         heights = [row[category] for category, _ in known]
         axes.plot(
             [share for _, share in known],
@@ -74,7 +75,7 @@ def draw_shape_bias(
         axes.axvline(reference.shape_fraction, color="0.35", linewidth=1.2, linestyle=style, label=text)
     axes.set_xlim(1, 0)
     axes.set_ylim(len(categories) - 0.5, -0.5)
-    axes.set_yticks(range(len(categories)), categories)
+    axes.set_yticks(range(len(categories)), list(map(figure_text, categories)))
     axes.set_yticks([place + 0.5 for place in range(len(categories) - 1)], minor=True)
     axes.grid(axis="y", which="minor", linestyle=":", alpha=0.5)
     axes.tick_params(axis="y", which="both", length=0)

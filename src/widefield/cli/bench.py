@@ -11,10 +11,12 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from widefield._core.checks import check, check_name
 from widefield._core.errors import RunError
 from widefield._core.memory import keep_freed_memory
+from widefield._core.plain_text import visible
 from widefield.bench import records
 from widefield.bench.cases import Layer
 from widefield.bench.entries import AUTO
@@ -24,6 +26,7 @@ from widefield.bench.records import Record
 from widefield.bench.sweep import KERNEL_SIZES, sweep_grid, sweep_kernel_sizes
 from widefield.cli.arguments import parse
 from widefield.cli.bench_tables import print_maps, print_models, print_summary
+from widefield.cli.terminal import Terminal, description
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -140,7 +143,7 @@ def run(words: Sequence[str]) -> None:
 
 def _operator(words: Sequence[str]) -> None:
     a = parse(OperatorArguments, words, command="bench op")
-    console = Console(highlight=False)
+    console = Terminal()
     _check_output(a.output, is_resumable=False)
     kernel = (a.kernel_size[0], a.kernel_size[-1])
     sizes = (a.batch, a.channels, a.height, a.width, *kernel)
@@ -149,7 +152,9 @@ def _operator(words: Sequence[str]) -> None:
     layer = Layer(name="", channels=a.channels, height=a.height, width=a.width, kernel_size=kernel, source="")
     problem = layer.problem(a.batch, getattr(torch, a.dtype), _device(a.device), a.layout)
     with console.status("timing") as status:
-        record = bench_operator(problem, budget_s=a.budget_s, progress=lambda name: status.update(f"timing {name}"))
+        record = bench_operator(
+            problem, budget_s=a.budget_s, progress=lambda name: status.update(Text(f"timing {name}"))
+        )
     print_maps(console, record)
     _keep(console, record, a.output)
     _refuse_wrong(record)
@@ -163,7 +168,7 @@ def _sweep(words: Sequence[str]) -> None:
 
 def _kernel_sizes(words: Sequence[str]) -> None:
     a = parse(KernelSizesArguments, words, command="bench sweep K")
-    console = Console(highlight=False)
+    console = Terminal()
     _check_output(a.output, is_resumable=True)
     with _bar(console) as bar:
         record = sweep_kernel_sizes(
@@ -185,7 +190,7 @@ def _kernel_sizes(words: Sequence[str]) -> None:
 
 def _grid(words: Sequence[str]) -> None:
     a = parse(GridArguments, words, command="bench sweep grid")
-    console = Console(highlight=False)
+    console = Terminal()
     _check_output(a.output, is_resumable=True)
     with _bar(console) as bar:
         record = sweep_grid(
@@ -204,7 +209,7 @@ def _grid(words: Sequence[str]) -> None:
 
 def _model(words: Sequence[str]) -> None:
     a = parse(ModelArguments, _spelled_out(words), command="bench model")
-    console = Console(highlight=False)
+    console = Terminal()
     _check_output(a.output, is_resumable=False)
     settings = ModelSettings(
         batch=a.batch,
@@ -226,7 +231,7 @@ def _model(words: Sequence[str]) -> None:
             backends=a.backend,
             settings=settings,
             budget_s=a.budget_s,
-            progress=lambda name: status.update(f"making and timing {name}"),
+            progress=lambda name: status.update(Text(f"making and timing {visible(name)}")),
         )
     print_models(console, record)
     _keep(console, record, a.output)
@@ -245,7 +250,7 @@ _FLAGS = {
 
 
 def _print_usage() -> None:
-    console = Console(highlight=False)
+    console = Terminal()
     console.print("widefield bench op N C H W K             every backend for every map of one convolution")
     console.print("widefield bench sweep K N C H W          the same over kernel sizes")
     console.print("widefield bench sweep grid -o FILE       the same over the layers of all published networks")
@@ -283,7 +288,7 @@ def _keep(console: Console, record: Record, path: Path | None) -> None:
 
 def _tell_kept(console: Console, path: Path | None) -> None:
     if path is not None:
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {visible(path)}", soft_wrap=True)
 
 
 def _refuse_wrong(record: Record) -> None:
@@ -297,7 +302,7 @@ def _refuse_wrong(record: Record) -> None:
 
 
 def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed}/{task.total}"))
+    columns = (description(), BarColumn(bar_width=30), TextColumn("{task.completed}/{task.total}"))
     return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from widefield.bench.entries import Result
 from widefield.bench.records import Record
 from widefield.bench.summary import summarise
+from widefield.cli.terminal import styled
 
 
 def print_maps(console: Console, record: Record) -> None:
@@ -16,12 +18,12 @@ def print_maps(console: Console, record: Record) -> None:
     for entry in record.maps:
         if entry.problem != problem:
             problem = entry.problem
-            console.print(f"[bold]{problem.problem()}[/]")
+            console.print(styled(problem.problem(), "bold"))
             if entry.runs_as != problem.kernel_size:
                 console.print(f"  timed as {entry.runs_as[0]}x{entry.runs_as[1]}: the other taps meet no pixel")
         table = Table(box=None, padding=(0, 2), show_header=False)
         for result in entry.results:
-            mark = "[green]chosen[/]" if result.name == entry.chosen else ""
+            mark = styled("chosen", "green") if result.name == entry.chosen else ""
             table.add_row(f"  {entry.pass_}", result.name, time_text(result), _note(result), mark)
         console.print(table)
         against = f"{entry.speedup_over_torch:.2f} times as fast as the better PyTorch layout"
@@ -77,11 +79,12 @@ def time_text(result: Result) -> str:
     return f"at least {result.at_least_ms:.3f} ms" if result.at_least_ms is not None else ""
 
 
-def _note(result: Result) -> str:
+def _note(result: Result) -> str | Text:
     if result.refusals:
         return f"cannot run: {'; '.join(result.refusals)}"
     if result.is_wrong:
-        return f"[red]WRONG {result.relative_error if result.relative_error is not None else result.failure}[/]"
+        wrong = result.relative_error if result.relative_error is not None else result.failure
+        return styled(f"WRONG {wrong}", "red")
     if result.failure:
-        return f"[red]{result.failure}[/]"
+        return styled(result.failure, "red")
     return "" if result.relative_error is None else f"error {result.relative_error:.0e}"

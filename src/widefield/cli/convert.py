@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
-from rich.console import Console
 
+from widefield._core.plain_text import visible
 from widefield.checkpoints.convert import check_new_file, convert, write_converted
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal
 from widefield.data import DataConfig
 from widefield.models import create_model
 from widefield.models.published import Published, read_published
@@ -46,9 +47,9 @@ def run(words: Sequence[str]) -> None:
     if arguments.output is not None:
         check_new_file(arguments.output)
     published = read_published(arguments.checkpoint, arguments.weights)
-    console = Console(highlight=False)
+    console = Terminal()
     for line in _found(published):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if arguments.output is None:
         return
     conversion = convert(published.tensors, published.recognised.family, arguments.to)
@@ -62,7 +63,7 @@ def run(words: Sequence[str]) -> None:
         metadata = {"source": arguments.checkpoint.name, "names": arguments.to, "form": published.recognised.form}
         write_converted(arguments.output, conversion.tensors, metadata)
     console.print(
-        f"wrote {arguments.output} ({len(conversion.tensors):,} tensors, {arguments.to} names)", soft_wrap=True
+        f"wrote {visible(arguments.output)} ({len(conversion.tensors):,} tensors, {arguments.to} names)", soft_wrap=True
     )
 
 

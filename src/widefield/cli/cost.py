@@ -11,17 +11,18 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
 from widefield._core.checks import check
 from widefield._core.files import write_text_atomically
+from widefield._core.plain_text import visible
 from widefield.analysis.cost import Cost, measure_cost
 from widefield.analysis.cost_plot import draw_costs
 from widefield.analysis.latency import Latency, measure_latency
 from widefield.analysis.operator_shares import KINDS, OperatorShares, measure_shares
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal, progress_bar
 from widefield.reparam import fold
 from widefield.tasks.classification import open_model
 
@@ -78,11 +79,11 @@ def run(words: Sequence[str]) -> None:
         check(path.suffix in (".png", ".json"), "a .png or .json file to write", str(path), "change its ending")
         check(not path.exists(), "a new file to write", f"{path}, which exists", "name another")
         check(path.parent.is_dir(), "a folder to write to", f"{path.parent}, which does not exist", "make it first")
-    console = Console(highlight=False)
+    console = Terminal()
     costs: dict[str, Cost] = {}
     latencies: dict[str, Latency] = {}
     shares: dict[str, OperatorShares] = {}
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("networks", total=len(names))
         for name in names:
             progress.update(bar, description=name)
@@ -108,7 +109,7 @@ def run(words: Sequence[str]) -> None:
             draw_costs(path, costs, latencies, shares)
         else:
             write_text_atomically(path, json.dumps(_plain(costs, latencies, shares), indent=1) + "\n")
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {visible(path)}", soft_wrap=True)
 
 
 def _plain(
@@ -136,7 +137,7 @@ def _print(console: Console, costs: dict[str, Cost], latencies: dict[str, Latenc
     for name, found in costs.items():
         total = found.total
         table.add_row(
-            name,
+            visible(name),
             "x".join(map(str, found.input_size)),
             f"{total.parameters / 1e6:,.2f}M",
             "-" if total.nonzeros is None else f"{total.nonzeros / 1e6:,.2f}M",
@@ -164,13 +165,13 @@ def _print_latencies(console: Console, latencies: dict[str, Latency]) -> None:
     table = _table(title, ("model", "median ms", "5 %", "25 %", "75 %", "95 %", "images/s", "runs"))
     for name, found in latencies.items():
         times = (found.median_ms, found.p05_ms, found.p25_ms, found.p75_ms, found.p95_ms, found.images_per_s)
-        table.add_row(name, *(f"{value:,.2f}" for value in times), str(found.runs))
+        table.add_row(visible(name), *(f"{value:,.2f}" for value in times), str(found.runs))
     console.print(table)
 
 
 def _print_shares(console: Console, shares: dict[str, OperatorShares]) -> None:
     for name, found in shares.items():
-        title = f"{name}: operators of a batch of {found.batch} on {found.device}, {found.threads} threads"
+        title = f"{visible(name)}: operators of a batch of {found.batch} on {found.device}, {found.threads} threads"
         table = _table(title, ("operators", "share of MACs", "share of time", "ms"))
         of_macs, of_time = found.of_macs, found.of_time
         for kind in KINDS:
@@ -184,7 +185,8 @@ def _print_shares(console: Console, shares: dict[str, OperatorShares]) -> None:
 
 
 def _print_modules(console: Console, name: str, found: Cost, depth: int) -> None:
-    table = _table(name, ("module", "class", "parameters", "MMACs", "share", "output MB", "FLOPs/byte"), text=2)
+    headings = ("module", "class", "parameters", "MMACs", "share", "output MB", "FLOPs/byte")
+    table = _table(visible(name), headings, text=2)
     for module in found.modules:
         if 0 < module.depth <= depth:
             table.add_row(

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from widefield.__about__ import __version__
 from widefield._core.errors import RunError
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal, styled
 from widefield.ops.backends import PASSES, Backend, Pass
 from widefield.ops.depthwise_conv.order import BACKENDS
 from widefield.ops.depthwise_conv.problem import Problem
@@ -34,7 +36,7 @@ class DoctorArguments:
 def run(words: Sequence[str]) -> None:
     """Run the command."""
     parse(DoctorArguments, words, command="doctor")
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"widefield {__version__}, Python {platform.python_version()}, {platform.platform()}")
     _print_packages(console)
     _print_devices(console)
@@ -54,7 +56,7 @@ def _print_packages(console: Console) -> None:
     for name, extra in _OPTIONAL.items():
         found = importlib.util.find_spec(name) is not None
         table.add_row(
-            name, importlib.metadata.version(name) if found else f"not installed: pip install 'widefield\\[{extra}]'"
+            name, importlib.metadata.version(name) if found else f"not installed: pip install 'widefield[{extra}]'"
         )
     console.print(table)
 
@@ -83,7 +85,7 @@ def _check_backends(console: Console) -> list[str]:
     return wrong
 
 
-def _check(backend: Backend, pass_: Pass, device: str) -> str:
+def _check(backend: Backend, pass_: Pass, device: str) -> str | Text:
     worst, reasons = 0.0, set[str]()
     for kernel_size in ((3, 3), (13, 13), (31, 31), (5, 51)):
         problem = Problem(
@@ -103,7 +105,7 @@ def _check(backend: Backend, pass_: Pass, device: str) -> str:
         worst = max(worst, float((actual - expected).abs().max() / expected.abs().max()))
     if reasons:
         return "cannot: " + "; ".join(sorted(reasons))
-    return f"{worst:.0e}" if worst < _TOLERANCE else f"[red]WRONG {worst:.0e}[/]"
+    return f"{worst:.0e}" if worst < _TOLERANCE else styled(f"WRONG {worst:.0e}", "red")
 
 
 def _computed(backend: Backend, pass_: Pass, problem: Problem) -> torch.Tensor:

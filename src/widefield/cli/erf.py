@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
 from widefield._core.checks import check
 from widefield._core.files import write_text_atomically
+from widefield._core.plain_text import visible
 from widefield.analysis.area import Area
 from widefield.analysis.images import NoiseTensors, PhotoTensors
 from widefield.analysis.receptive_field import THRESHOLDS, ReceptiveField, save_receptive_fields
@@ -27,6 +27,7 @@ from widefield.analysis.receptive_field_measurement import measure_receptive_fie
 from widefield.analysis.receptive_field_plot import draw_receptive_fields
 from widefield.analysis.theoretical_field import TheoreticalField, theoretical_receptive_field
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal, progress_bar
 from widefield.data import Photos, open_photos
 from widefield.reparam import fold
 from widefield.tasks.classification import OpenedModel, load_classifier, open_model
@@ -109,9 +110,8 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(ErfArguments, words, command="erf")
     _check(arguments)
     photos = None if arguments.images is None else open_photos(arguments.images)
-    console = Console(highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    console = Terminal()
+    with progress_bar(console, counts=True) as progress:
         measured = [
             _measure(opened, size, arguments, photos, progress, f"{index}-{opened.name}-{suffix}{size}")
             for index, source in enumerate(arguments.models)
@@ -127,7 +127,7 @@ def run(words: Sequence[str]) -> None:
             save_receptive_fields(path, fields)
         else:
             write_text_atomically(path, json.dumps([_plain(each, arguments) for each in measured], indent=1) + "\n")
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        console.print(f"wrote {visible(path)}", soft_wrap=True)
 
 
 def _check(arguments: ErfArguments) -> None:
@@ -237,7 +237,7 @@ def _print(console: Console, measured: Sequence[_Measured], arguments: ErfArgume
         size = f"{field.input_size[0]} px\n{field.images} images\nat {field.location[0]}, {field.location[1]}"
         diameter = "-" if math.isnan(field.effective_diameter_px) else f"{field.effective_diameter_px:.1f} px"
         reach = "" if each.theory is None else f"\n{_reach(each.theory)}"
-        model = escape(f"{field.name}\n{field.weights}\n{field.layer}")
+        model = "\n".join(map(visible, (field.name, field.weights, field.layer)))
         table.add_row(model, size, *map(_told, field.ratios), f"{diameter}{reach}")
     console.print(table)
     for line in _notes([each.field for each in measured], arguments):
@@ -251,7 +251,7 @@ def _notes(fields: Sequence[ReceptiveField], arguments: ErfArguments) -> Iterato
         + ("; below it the theoretical field." if arguments.theory else ".")
     )
     for field in fields:
-        name = f"{escape(field.name)} at {field.input_size[0]} px"
+        name = f"{visible(field.name)} at {field.input_size[0]} px"
         if field.skipped:
             yield f"{name}: left out {field.skipped} images whose gradients are not finite"
         stride = max(length / count for length, count in zip(field.input_size, field.output_size, strict=True))
@@ -262,7 +262,7 @@ def _notes(fields: Sequence[ReceptiveField], arguments: ErfArguments) -> Iterato
                 "them: --around map centres them on it"
             )
     if arguments.images is None:
-        yield "[bold]These are fields on noise, not on photos[/]: name some with --images for figures to compare."
+        yield "These are fields on noise, not on photos: name some with --images for figures to compare."
 
 
 def _told(area: Area) -> str:

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from widefield._core.checks import check
+from widefield._core.plain_text import visible
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal, progress_bar
 from widefield.data import evaluation_loader, open_split
 from widefield.tasks.classification import evaluate, load_classifier
 
@@ -50,7 +50,7 @@ class EvaluateArguments:
 def run(words: Sequence[str]) -> None:
     """Run the command."""
     arguments = parse(EvaluateArguments, words, command="evaluate")
-    console = Console(highlight=False)
+    console = Terminal()
     model, card = load_classifier(arguments.checkpoint, arguments.form, arguments.model)
     changes = {
         "root": arguments.root,
@@ -70,13 +70,13 @@ def run(words: Sequence[str]) -> None:
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = evaluation_loader(source, data)
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("evaluating", total=loader.num_samples)
         result = evaluate(
             model.to(device), loader, len(card.classes), device, on_batch=lambda n: progress.advance(bar, n)
         )
     loader.close()
-    console.print(f"{card.model.name} ({card.form}) on the {split} split of {data.root}", soft_wrap=True)
+    console.print(visible(f"{card.model.name} ({card.form}) on the {split} split of {data.root}"), soft_wrap=True)
     if loader.num_skipped:
         console.print(f"left out {loader.num_skipped} images that could not be decoded")
     console.print(f"images {result.count:,}\nloss   {result.loss:.6f}\ntop-1  {result.top1} %\ntop-5  {result.top5} %")

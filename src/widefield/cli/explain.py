@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from rich.console import Console
 
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal
 from widefield.ops import explain
 
 
@@ -43,4 +43,4 @@ def run(words: Sequence[str]) -> None:
     shape = (a.batch, a.channels, a.height, a.width)
     dtype = getattr(torch, a.dtype)
     explanation = explain(*shape, kernel, dtype=dtype, device=a.device, layout=a.layout)
-    Console(highlight=False).print(str(explanation), soft_wrap=True)
+    Terminal().print(str(explanation), soft_wrap=True)

@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
 from widefield._core.checks import check
+from widefield._core.plain_text import visible
 from widefield.analysis.kernel_plot import draw_kernel_weights
 from widefield.analysis.kernel_weights import KernelWeights, measure_kernel_weights, save_kernel_weights
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal, progress_bar
 from widefield.reparam import fold
 from widefield.tasks.classification import open_model
 
@@ -63,8 +64,8 @@ def run(words: Sequence[str]) -> None:
     opened = open_model(arguments.model, pretrained=arguments.pretrained, seed=arguments.seed, form=arguments.form)
     # A norm that follows in a plain sequence is left where the network has it.
     fold(opened.model, where=lambda _, module: type(module) is not nn.Sequential)
-    console = Console(highlight=False)
-    with Progress(console=console, transient=True) as progress:
+    console = Terminal()
+    with progress_bar(console) as progress:
         bar = progress.add_task("layers", total=None)
         layers = measure_kernel_weights(
             opened.model,
@@ -79,11 +80,11 @@ def run(words: Sequence[str]) -> None:
             draw_kernel_weights(path, layers, title=title, scale=arguments.scale)
         else:
             save_kernel_weights(path, layers)
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {visible(path)}", soft_wrap=True)
 
 
 def _print(console: Console, layers: Sequence[KernelWeights], title: str) -> None:
-    table = Table(title=f"kernels of {title}: shares of the sum of |w|", title_justify="left")
+    table = Table(title=f"kernels of {visible(title)}: shares of the sum of |w|", title_justify="left")
     for heading in ("layer", "kernel", "channels", "central 3x3", "central cross", "90 % within", "99 % within"):
         table.add_column(heading, justify="left" if heading == "layer" else "right", overflow="fold")
     for layer in layers:

@@ -14,6 +14,8 @@ from rich.text import Text
 from widefield.__about__ import __version__
 from widefield._core.checks import check_name
 from widefield._core.errors import InputError, MissingExtraError, RunInterruptedError, WidefieldError
+from widefield._core.plain_text import visible
+from widefield.cli.terminal import Terminal, VisibleFormatter, styled
 
 COMMANDS = {
     "train": "Train, merge and evaluate: widefield train [RECIPE] [--field value ...]",
@@ -49,28 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debugging = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    logging.basicConfig(level=logging.INFO if is_debugging else logging.WARNING, format="%(name)s: %(message)s")
-    errors = Console(stderr=True, highlight=False)
+    lines = logging.StreamHandler()
+    lines.setFormatter(VisibleFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if is_debugging else logging.WARNING, handlers=[lines])
+    errors = Terminal(stderr=True)
     try:
         return _run(words)
     except (InputError, MissingExtraError) as error:
         return _told(error, errors, is_debugging, _WRONG_INPUT)
     except RunInterruptedError as error:
         # A scheduler asked for it and starts the job again: no failure.
-        errors.print(str(error), markup=False, soft_wrap=True)
+        errors.print(visible(error), soft_wrap=True)
         return _DONE
     except WidefieldError as error:
         return _told(error, errors, is_debugging, _FAILED)
     except KeyboardInterrupt as interrupt:
         told = str(interrupt) or "interrupted; a run can be taken up with widefield train --resume RUN"
-        errors.print(told, markup=False, soft_wrap=True)
+        errors.print(told, soft_wrap=True)
         return _INTERRUPTED
     except BrokenPipeError:
         return _FAILED
     except Exception as error:
         if is_debugging:
             raise
-        errors.print(Text(f"error: {type(error).__name__}: {error} (run again with --debug for the traceback)"))
+        told = f"error: {type(error).__name__}: {error} (run again with --debug for the traceback)"
+        errors.print(visible(told), soft_wrap=True)
         return _FAILED
 
 
@@ -79,7 +84,7 @@ def _run(words: list[str]) -> int:
         _print_commands()
         return _DONE
     if words[0] in ("-V", "--version"):
-        Console(highlight=False).print(f"widefield {__version__}")
+        Terminal().print(f"widefield {__version__}")
         return _DONE
     check_name(words[0], COMMANDS, "command")
     module = importlib.import_module(f"widefield.cli.{words[0].replace('-', '_')}")
@@ -90,15 +95,15 @@ def _run(words: list[str]) -> int:
 def _told(error: WidefieldError, console: Console, is_debugging: bool, code: int) -> int:
     if is_debugging:
         raise error
-    console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), visible(error)), soft_wrap=True)
     return code
 
 
 def _print_commands() -> None:
-    console = Console(highlight=False)
-    console.print("[bold]widefield[/]: large-kernel ConvNets in PyTorch\n")
+    console = Terminal()
+    console.print(Text.assemble(("widefield", "bold"), ": large-kernel ConvNets in PyTorch\n"))
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name, summary in COMMANDS.items():
-        table.add_row(f"[bold]{name}[/]", summary.replace("[", r"\["))
+        table.add_row(styled(name, "bold"), summary)
     console.print(table)
     console.print("\nwidefield COMMAND --help says more; widefield train alone is the quick start (about a minute).")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from widefield._core.checks import check
+from widefield._core.plain_text import visible
 from widefield.checkpoints.files import read_weights, write_weights
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal
 from widefield.reparam import merge
 from widefield.reparam.unmerge import UnmergeInfo, unmerge, unmerge_info
 from widefield.tasks.classification import find_checkpoint, load_classifier, save_classifier
@@ -49,9 +50,9 @@ def run(words: Sequence[str]) -> None:
         "both",
         "keep the info when merging, and undo later",
     )
-    console = Console(highlight=False)
+    console = Terminal()
     for line in (_undo if arguments.undo else _merge)(arguments):
-        console.print(line, soft_wrap=True)
+        console.print(visible(line, keep="\n"), soft_wrap=True)
 
 
 def _merge(arguments: MergeArguments) -> list[str]:
@@ -66,9 +67,9 @@ def _merge(arguments: MergeArguments) -> list[str]:
     if info_file is not None:
         info = unmerge_info(branched, model.state_dict())
         write_weights(info_file, info.tensors, info.header())
-        lines.append(f"wrote {info_file}, which widefield merge --undo needs")
+        lines.append(f"wrote {visible(info_file)}, which widefield merge --undo needs")
     save_classifier(output, model.state_dict(), replace(card, form="merged"))
-    return [*lines, f"wrote {output}"]
+    return [*lines, f"wrote {visible(output)}"]
 
 
 def _undo(arguments: MergeArguments) -> list[str]:
@@ -87,7 +88,7 @@ def _undo(arguments: MergeArguments) -> list[str]:
     branched = unmerge(model.state_dict(), UnmergeInfo.from_file(tensors, header, str(info_file)))
     save_classifier(output, branched, replace(card, form="branched"))
     return [f"restored {len(branched)} tensors of the train form, {len(tensors)} of them from {info_file.name}"] + [
-        f"wrote {output}"
+        f"wrote {visible(output)}"
     ]
 
 

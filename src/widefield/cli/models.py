@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from widefield._core.checks import check_name
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal
 from widefield.models import create_model, list_models
 from widefield.models.cards import CLASS_LISTS, Card, cards_of
 from widefield.models.catalogue import FAMILIES
@@ -33,7 +34,7 @@ class ModelsArguments:
 def run(words: Sequence[str]) -> None:
     """Run the command."""
     arguments = parse(ModelsArguments, words, command="models")
-    console = Console(highlight=False)
+    console = Terminal()
     if arguments.name is not None:
         _print_one(console, arguments.name)
         return
@@ -101,11 +102,11 @@ def _print_one(console: Console, name: str) -> None:
         f"mean, std    {tuple(mean)}, {tuple(std)}",
         f"licence      {settings['license']}",
     ):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for card in cards:
         _print_card(console, card)
     if not cards:
-        console.print("weights      none published; load a file of yours with --model.weights", markup=False)
+        console.print("weights      none published; load a file of yours with --model.weights")
     _print_use(console, base, cards)
 
 
@@ -125,8 +126,8 @@ def _print_card(console: Console, card: Card) -> None:
         f"{card.num_classes:,} classes ({CLASS_LISTS[card.num_classes]}), {card.image_size}x{card.image_size}, {score}"
     )
     how = "" if card.is_fetched else ", to be downloaded by hand"
-    console.print(f"\n{card.name}: {facts}", markup=False, soft_wrap=True)
-    console.print(f"  {card.source}{how}", markup=False, soft_wrap=True)
+    console.print(f"\n{card.name}: {facts}", soft_wrap=True)
+    console.print(f"  {card.source}{how}", soft_wrap=True)
 
 
 def _print_use(console: Console, base: str, cards: Sequence[Card]) -> None:
@@ -136,8 +137,8 @@ def _print_use(console: Console, base: str, cards: Sequence[Card]) -> None:
         lines.append(f'timm.create_model("{fetched.name}", pretrained=True, num_classes=10)')
     if cards:
         lines.append('widefield.load_published("FILE", num_classes=10)')
-    console.print("\nin Python", markup=False)
+    console.print("\nin Python")
     for line in lines:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print(f"  {line}", soft_wrap=True)
     if cards:
-        console.print("in a shell\n  widefield convert FILE -o model.safetensors", markup=False)
+        console.print("in a shell\n  widefield convert FILE -o model.safetensors")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from widefield._core.checks import check
+from widefield._core.plain_text import visible
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal
 from widefield.tasks.classification import load_classifier, predict
 
 
@@ -39,12 +40,12 @@ def run(words: Sequence[str]) -> None:
     check(len(arguments.images) > 0, "at least one image", "none", "name the files: widefield predict IMAGE ...")
     path = arguments.run or _newest_run()
     model, card = load_classifier(path, "merged", arguments.model)
-    console = Console(highlight=False)
-    console.print(f"{card.model.name} ({card.form}) from {path}", soft_wrap=True)
+    console = Terminal()
+    console.print(visible(f"{card.model.name} ({card.form}) from {path}"), soft_wrap=True)
     for prediction in predict(model, card, arguments.images, arguments.top):
-        table = Table(box=None, show_header=False, title=str(prediction.image), title_justify="left")
+        table = Table(box=None, show_header=False, title=visible(prediction.image), title_justify="left")
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-            table.add_row(name, f"{100 * probability:.2f} %")
+            table.add_row(visible(name), f"{100 * probability:.2f} %")
         console.print(table)
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from widefield.cli.terminal import description
 
 
 class RichReporter:
@@ -18,7 +21,7 @@ class RichReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            description(),
             BarColumn(bar_width=30),
             TextColumn("{task.completed}/{task.total} steps"),
             TextColumn("loss {task.fields[loss]}"),
@@ -48,12 +51,12 @@ class RichReporter:
         """Print the epoch's scores."""
         width = len(str(self._epochs))
         self._progress.update(self._task, completed=int(row["step"]))
-        self._progress.console.print(
+        told = (
             f"epoch {epoch:>{width}}/{self._epochs}  loss {row['train_loss']:.3f}  "
             f"val loss {row['val_loss']:.3f}  top-1 {row['top1']:6.2f} %  {row['seconds']:5.1f} s"
-            + ("  [green]best[/]" if is_best else ""),
-            soft_wrap=True,
         )
+        best = ("  best", "green") if is_best else ""
+        self._progress.console.print(Text.assemble(told, best), soft_wrap=True)
 
     def run_done(self) -> None:
         """Take the bar away."""

@@ -14,11 +14,11 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
 from widefield._core.checks import check
+from widefield._core.plain_text import visible
 from widefield.analysis.categories import CategoryMapping
 from widefield.analysis.cost import measure_cost
 from widefield.analysis.cue_conflict import Stimuli, open_cue_conflict
@@ -33,6 +33,7 @@ from widefield.analysis.report import ExploredPhoto, Report, Subject, check_repo
 from widefield.analysis.shape_bias import count_classes, evaluate_shape_bias
 from widefield.cli.arguments import parse
 from widefield.cli.shape_bias import category_mapping, stimulus_transform
+from widefield.cli.terminal import Terminal, progress_bar
 from widefield.data import Photos, open_photos
 from widefield.reparam import fold
 from widefield.tasks.classification import OpenedModel, open_model
@@ -115,8 +116,8 @@ def run(words: Sequence[str]) -> None:
         "use --explore 1",
     )
     stimuli = None if arguments.stimuli is None else open_cue_conflict(arguments.stimuli)
-    console = Console(highlight=False)
-    with Progress(console=console, transient=True) as progress:
+    console = Terminal()
+    with progress_bar(console) as progress:
         subjects = _look(arguments, photos, count, stimuli, progress)
     report = Report(
         title=arguments.title or f"Inside {', '.join(subject.name for subject in subjects)}",
@@ -133,7 +134,7 @@ def run(words: Sequence[str]) -> None:
         ),
     )
     size = write_report(arguments.output, report)
-    console.print(f"wrote {arguments.output} ({size / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(f"wrote {visible(arguments.output)} ({size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 def _look(

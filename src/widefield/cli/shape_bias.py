@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from widefield._core.checks import check
+from widefield._core.plain_text import visible
 from widefield.analysis.categories import CategoryMapping, imagenet_mapping, read_mapping
 from widefield.analysis.cue_conflict import Stimuli, open_cue_conflict, open_shapes
 from widefield.analysis.shape_bias import (
@@ -29,6 +30,7 @@ from widefield.analysis.shape_bias import (
 from widefield.analysis.shape_bias_plot import draw_shape_bias
 from widefield.analysis.shape_bias_reference import HUMANS, NETWORKS
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal, progress_bar
 from widefield.data import DataConfig, evaluation_transform
 from widefield.tasks.classification import OpenedModel, open_model
 
@@ -81,13 +83,13 @@ def run(words: Sequence[str]) -> None:
     conflicts = open_cue_conflict(arguments.stimuli)
     edges = None if arguments.edges is None else open_shapes(arguments.edges)
     silhouettes = None if arguments.silhouettes is None else open_shapes(arguments.silhouettes)
-    console = Console(highlight=False)
-    with Progress(console=console, transient=True) as progress:
+    console = Terminal()
+    with progress_bar(console) as progress:
         reports = [_ask(source, arguments, conflicts, edges, silhouettes, progress) for source in arguments.models]
     _print(console, reports)
     for path in arguments.output:
         _OUTPUTS[path.suffix](path, reports)
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {visible(path)}", soft_wrap=True)
 
 
 def _ask(
@@ -178,7 +180,7 @@ def _print(console: Console, reports: Sequence[CueReport]) -> None:
     for report in reports:
         overall = report.bias.overall
         table.add_row(
-            report.name,
+            visible(report.name),
             _percent(overall.shape_fraction),
             "-" if overall.interval is None else " to ".join(map(_percent, overall.interval)),
             _percent(report.bias.category_mean),
@@ -190,19 +192,18 @@ def _print(console: Console, reports: Sequence[CueReport]) -> None:
     table = Table()
     table.add_column("shape")
     for report in reports:
-        table.add_column(report.name, justify="right", overflow="fold")
+        table.add_column(visible(report.name), justify="right", overflow="fold")
     for category in sorted({category for report in reports for category in report.bias.by_shape}):
-        table.add_row(category, *(_decisions(report.bias.by_shape.get(category)) for report in reports))
+        table.add_row(visible(category), *(_decisions(report.bias.by_shape.get(category)) for report in reports))
     console.print(table)
     for report in reports:
-        lines = "\n  ".join((f"{report.name} ({report.weights})", *_notes(report)))
-        console.print(lines, soft_wrap=True, markup=False)
+        lines = "\n  ".join((visible(f"{report.name} ({report.weights})"), *_notes(report)))
+        console.print(lines, soft_wrap=True)
     for published in (HUMANS, NETWORKS[0]):
         share = _percent(published.shape_fraction)
         console.print(
             f"published, all 16 categories: {published.name} {share} % ({published.source})",
             soft_wrap=True,
-            markup=False,
         )
 
 

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from widefield._core.checks import check
 from widefield._core.files import write_atomically
+from widefield._core.plain_text import visible
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal
 from widefield.reparam import fold
 from widefield.sparsity import SparsityReport, compact, save_sparse, sparsity_report
 from widefield.tasks.classification import find_checkpoint, load_classifier
@@ -53,17 +55,18 @@ def run(words: Sequence[str]) -> None:
     size = card.data.image_size
     example = torch.zeros(1, 3, size, size)
     report = sparsity_report(model, example)
-    console = Console(highlight=False)
+    console = Terminal()
     _print(console, report, size)
     if arguments.output is not None:
         text = json.dumps({"rows": [asdict(row) for row in report.rows], "other_macs": report.other_macs}, indent=1)
         write_atomically(arguments.output, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
-        console.print(f"wrote {arguments.output}", soft_wrap=True)
+        console.print(f"wrote {visible(arguments.output)}", soft_wrap=True)
     if arguments.pack is not None:
         stored = save_sparse(arguments.pack, model.state_dict())
         sizes = f"{stored.sparse_bytes / 1e6:.1f} MB in place of {stored.dense_bytes / 1e6:.1f} MB"
         console.print(
-            f"wrote {arguments.pack}: {sizes}, {stored.sparse_tensors} of {stored.tensors} tensors in sparse form",
+            f"wrote {visible(arguments.pack)}: {sizes}, "
+            f"{stored.sparse_tensors} of {stored.tensors} tensors in sparse form",
             soft_wrap=True,
         )
     if arguments.compact:

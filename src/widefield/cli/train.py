@@ -13,12 +13,15 @@ import torch.distributed as dist
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from widefield._core.checks import check
 from widefield._core.errors import WidefieldError
 from widefield._core.memory import keep_freed_memory
+from widefield._core.plain_text import visible
 from widefield.cli.arguments import parse
 from widefield.cli.progress import RichReporter
+from widefield.cli.terminal import Terminal, styled
 from widefield.cli.train_report import print_changes, print_estimate, print_plan, print_recipes
 from widefield.data import open_splits
 from widefield.engine import make_accelerator
@@ -71,7 +74,7 @@ class TrainArguments(RunConfig):
 def run(words: Sequence[str]) -> None:
     """Run the command."""
     if list(words) == ["--recipes"]:
-        print_recipes(Console(highlight=False), GROUPS)
+        print_recipes(Terminal(), GROUPS)
         return
     name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("quickstart", words)
     words = _with_values(list(words))
@@ -96,7 +99,7 @@ def run(words: Sequence[str]) -> None:
         "a run is taken up with the settings that it began with",
     )
     config = RunConfig(**{field.name: getattr(arguments, field.name) for field in fields(RunConfig)})
-    console = Console(highlight=False, quiet=not is_main_rank())
+    console = Terminal(quiet=not is_main_rank())
     if changes:
         print_changes(console, changes, batch_before, base.update_batch)
     if arguments.memory_limit is not None or arguments.dry_run:
@@ -111,7 +114,8 @@ def run(words: Sequence[str]) -> None:
 
 def _train(config: RunConfig, arguments: TrainArguments, console: Console) -> None:
     path = arguments.resume or arguments.output or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(f"[bold]{config.recipe}[/]: {config.model.name} on {config.data.root}, run folder {path}")
+    where = f"{config.model.name} on {config.data.root}, run folder {path}"
+    console.print(Text.assemble((visible(config.recipe), "bold"), f": {visible(where)}"))
     reporter = RichReporter(console)
     keep_freed_memory()
     try:
@@ -220,15 +224,16 @@ def _print_dry_run(config: RunConfig, accelerator: Accelerator, console: Console
 
 
 def _print_result(console: Console, path: Path, summary: RunSummary, report: MergeReport) -> None:
-    console.print(f"\ndata: {summary.data}", soft_wrap=True)
+    console.print(f"\ndata: {visible(summary.data)}", soft_wrap=True)
     console.print(
         f"trained {summary.epochs} epochs in {summary.seconds:.0f} s; kept epoch {summary.best_epoch} "
         f"(validation top-1 {summary.validation_top1:.2f} %, last epoch {summary.last_validation_top1:.2f} %)"
     )
     if summary.skipped_images:
         plural = "" if summary.skipped_images == 1 else "s"
-        console.print(f"[yellow]left out {summary.skipped_images} image{plural} that could not be decoded[/]")
-    console.print("\n[bold]certificate of the merge[/]")
+        told = f"left out {summary.skipped_images} image{plural} that could not be decoded"
+        console.print(styled(told, "yellow"))
+    console.print(styled("\ncertificate of the merge", "bold"))
     console.print(str(report))
     differing = summary.merged_prediction_differences
     console.print(
@@ -240,9 +245,10 @@ def _print_result(console: Console, path: Path, summary: RunSummary, report: Mer
     table.add_row("branched", f"{summary.parameters:,}", f"{summary.top1:.2f} %", "model.safetensors")
     table.add_row("merged", f"{summary.merged_parameters:,}", f"{summary.merged_top1:.2f} %", "merged.safetensors")
     console.print(table)
-    console.print(f"\nin {path}: " + ", ".join(sorted(entry.name for entry in path.iterdir())), soft_wrap=True)
+    entries = ", ".join(sorted(visible(entry.name) for entry in path.iterdir()))
+    console.print(f"\nin {visible(path)}: {entries}", soft_wrap=True)
     console.print(
-        f"\nnext:\n  widefield evaluate {path}\n  widefield predict IMAGE --run {path}"
+        f"\nnext:\n  widefield evaluate {visible(path)}\n  widefield predict IMAGE --run {visible(path)}"
         "\n  widefield train image_folder --data.root YOUR_FOLDER",
         soft_wrap=True,
     )

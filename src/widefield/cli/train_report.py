@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from widefield._core.plain_text import visible
+from widefield.cli.terminal import styled
 from widefield.tasks.classification import RunConfig
 from widefield.tasks.classification.estimate import Estimate
 from widefield.tasks.classification.plan import MemoryPlan
@@ -22,7 +23,7 @@ def print_recipes(console: Console, groups: Mapping[str, Sequence[Callable[[], R
     for index, (family, functions) in enumerate(groups.items()):
         if index:
             table.add_row()
-        table.add_row(f"[bold]{family}[/]")
+        table.add_row(styled(family, "bold"))
         for function in functions:
             table.add_row(f"  {function.__name__}", (function.__doc__ or "").strip().splitlines()[0])
     console.print(table)
@@ -31,7 +32,7 @@ def print_recipes(console: Console, groups: Mapping[str, Sequence[Callable[[], R
 
 def print_changes(console: Console, changes: Sequence[Change], old: int, new: int) -> None:
     """Print what another batch has changed, and how the updates change with it."""
-    console.print(f"[bold]scaled from {old:,} to {new:,} images an update[/]")
+    console.print(styled(f"scaled from {old:,} to {new:,} images an update", "bold"))
     table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
     for change in changes:
         table.add_row(f"  {change.field}", f"{change.before} -> {change.after}", change.rule)
@@ -50,7 +51,7 @@ def print_plan(console: Console, plan: MemoryPlan, batch: int) -> None:
     """
     processes = "" if plan.world_size == 1 else f" x {plan.world_size} processes"
     steps = f"{plan.accumulate_steps} accumulated step{'' if plan.accumulate_steps == 1 else 's'}"
-    console.print(f"[bold]memory limit {plan.limit_bytes / 1e9:g} GB[/]")
+    console.print(styled(f"memory limit {plan.limit_bytes / 1e9:g} GB", "bold"))
     console.print(
         f"  {plan.micro_batch:,} images a step{processes} x {steps} = {batch:,} an update, "
         f"{'with' if plan.grad_checkpointing else 'without'} gradient checkpointing; "
@@ -63,7 +64,7 @@ def print_plan(console: Console, plan: MemoryPlan, batch: int) -> None:
 
 def print_estimate(console: Console, config: RunConfig, estimate: Estimate, device: str) -> None:
     """Print the resolved config and what the run would be."""
-    console.print(config.to_yaml(), markup=False, soft_wrap=True)
+    console.print(config.to_yaml(), soft_wrap=True)
     costs, counts, trial = estimate.costs, estimate.counts, estimate.trial
     rows = [
         ("parameters", f"{costs.parameters:,}; merged {costs.merged_parameters:,}"),
@@ -105,7 +106,7 @@ def print_estimate(console: Console, config: RunConfig, estimate: Estimate, devi
         ]
     table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(visible, row))
     console.print(table)
     console.print("dry run: nothing was written")
 

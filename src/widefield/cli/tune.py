@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from widefield._core.checks import check
 from widefield.cli.arguments import parse
+from widefield.cli.terminal import Terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def run(words: Sequence[str]) -> None:
     from widefield.bench import calibration, records
     from widefield.ops import tuning
 
-    console = Console(highlight=False)
+    console = Terminal()
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("measuring", total=a.problems)

@@ -21,7 +21,7 @@ from widefield.data.transforms import batch_mixing, evaluation_transform, train_
 from widefield.data.worker_signals import deaths_told, orders_held_back, outlive_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from widefield.data.config import AugmentationConfig, DataConfig
     from widefield.data.order import BatchRequest, Order
@@ -61,13 +61,20 @@ class ImageLoader:
 
     @property
     def num_skipped(self) -> int:
-        """Different images found undecodable in the batches yielded so far; an image counts once over all epochs."""
+        """Different images found undecodable in the batches yielded so far, and those noted by `note_skipped`.
+
+        An image counts once over all epochs.
+        """
         return len(self._skipped)
 
     @property
     def skipped_indices(self) -> tuple[int, ...]:
         """Places in the source of the images that `num_skipped` counts, sorted."""
         return tuple(sorted(self._skipped))
+
+    def note_skipped(self, places: Iterable[int]) -> None:
+        """Count images that an earlier process of the run has found undecodable, by their places in the source."""
+        self._skipped.update(places)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch.

@@ -252,14 +252,14 @@ def _best_step(path: Path) -> int | None:
 def _read_content(path: Path) -> dict[str, Any]:
     """Return what `state.json` of the checkpoint `path` holds, its own checksum verified."""
     file = path / _STATE
-    content: Any = None
+    content: dict[str, Any] = {}
     with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
         # A pipe in its place would be waited for.
-        read = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        read: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         if read["checksums"][_STATE] == zlib.crc32(json.dumps(read["state"]).encode()):
             content = read
     check(
-        content is not None,
+        bool(content),
         "a complete checkpoint",
         f"a truncated or damaged file, {file}",
         "resume from an earlier checkpoint",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -66,7 +66,15 @@ class Distillation:
         if not path.is_file():
             folder.write_json(_RECORD, asdict(self.record))
             return
-        known = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        known = None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        check(
+            isinstance(known, str),
+            f"the record of the teacher of the run in {folder.path}",
+            f"a damaged file, {path}",
+            "restore it from a copy, or delete it if the teacher is the same",
+        )
         check(
             known == self.record.sha256,
             f"the teacher that the run in {folder.path} was begun with",

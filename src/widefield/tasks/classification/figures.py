@@ -10,8 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from widefield._core.plain_text import figure_text
+
 _BLUE, _ORANGE = "#2563a8", "#d9722e"
 _MOST_LABELS = 40
+_LONGEST_LABEL = 32
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> None:
@@ -47,7 +50,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], best_epoch: 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(figure_text(title))
     figure.savefig(path, dpi=140)
 
 
@@ -68,11 +71,16 @@ def draw_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title:
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
     if len(classes) <= _MOST_LABELS:
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
-        axes.set_yticks(range(len(classes)), classes)
+        labels = [figure_text(_short(name)) for name in classes]
+        axes.set_xticks(range(len(classes)), labels, rotation=90 if max(map(len, labels)) > 3 else 0)
+        axes.set_yticks(range(len(classes)), labels)
     if len(classes) <= 20:
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    axes.set(xlabel="predicted class", ylabel="true class", title=figure_text(title))
     figure.savefig(path, dpi=140)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 3]}..."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from widefield.__about__ import __version__
@@ -31,6 +32,7 @@ from widefield.tasks.classification.config import RunConfig
 from widefield.tasks.classification.distillation import start_distillation
 from widefield.tasks.classification.evaluation import Evaluation, evaluate
 from widefield.tasks.classification.figures import draw_confusion, draw_curves
+from widefield.tasks.classification.skipped_images import SkippedImages
 from widefield.tasks.classification.sparse import SparsityExtension, first_masks
 from widefield.tasks.classification.task import ClassificationTask
 from widefield.tasks.distillation import DistillationTask, student_patterns, student_weights
@@ -67,7 +69,7 @@ class RunSummary:
     """From the first step to the last, validation included."""
     train_images: int
     skipped_images: int
-    """Images left out because they could not be decoded."""
+    """Different images of all parts that were left out because they could not be decoded."""
     data: str
     device: str
     threads: int
@@ -125,7 +127,8 @@ def train(
     if distillation is not None:
         distillation.check_same_teacher(folder)
         task = DistillationTask(task, distillation.teacher, config.distillation)
-    extensions: list[Extension] = []
+    skipped_images = SkippedImages({"training": loader, "validation": validation})
+    extensions: list[Extension] = [skipped_images]
     if config.sparsity is not None:
         masks = first_masks(trained, config, splits.train, accelerator)
         extensions.append(SparsityExtension(config.sparsity, masks))
@@ -150,14 +153,16 @@ def train(
     result = replace(result, best_weights=student_weights(trained, result.best_weights))
     loader.close()
     validation.close()
+    skipped = skipped_images.count()
     if not accelerator.is_main_process:
         return None
-    skipped = loader.num_skipped + validation.num_skipped
     try:
         return _finish(config, folder, splits, model, result, accelerator.device, skipped)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        # safetensors tells of a full disk in an error of its own.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RunError(
-            f"Expected to write the results to {folder.path}, but got {error.strerror}: "
+            f"Expected to write the results to {folder.path}, but got {reason}: "
             "free space there and finish with widefield train --resume (the trained weights are kept)."
         ) from error
 
@@ -205,12 +210,12 @@ def _finish(
         model=replace(config.model, weights=None), data=config.data, classes=tuple(splits.train.classes), split=split
     )
     save_classifier(folder.model, model.state_dict(), card)
-    branched = _score(model, source, config, device)
+    branched, skipped_here = _score(model, source, config, device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     nonzeros = sum(int(parameter.count_nonzero()) for parameter in model.parameters())
     report = merge(model, example=_example(source, config).to(device))
     save_classifier(folder.merged, model.state_dict(), replace(card, form="merged"))
-    merged = _score(model, source, config, device)
+    merged, _ = _score(model, source, config, device)
     summary = RunSummary(
         model=config.model.name,
         recipe=config.recipe,
@@ -230,7 +235,7 @@ def _finish(
         merged_parameters=report.parameters_after,
         seconds=result.seconds,
         train_images=len(splits.train),
-        skipped_images=skipped,
+        skipped_images=skipped + (0 if splits.test is None else skipped_here),
         data=splits.description,
         device=str(device),
         threads=torch.get_num_threads(),
@@ -245,11 +250,12 @@ def _finish(
     return summary, report
 
 
-def _score(model: nn.Module, source: ImageSource, config: RunConfig, device: torch.device) -> Evaluation:
+def _score(model: nn.Module, source: ImageSource, config: RunConfig, device: torch.device) -> tuple[Evaluation, int]:
+    """Return the scores, and how many images could not be decoded."""
     loader = evaluation_loader(source, config.data)
     scores = evaluate(model, loader, len(source.classes), device)
     loader.close()
-    return scores
+    return scores, loader.num_skipped
 
 
 def _example(source: ImageSource, config: RunConfig) -> torch.Tensor:
