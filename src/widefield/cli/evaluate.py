@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from widefield._core.checks import check
+from widefield._core.errors import InputError
 from widefield._core.plain_text import visible
 from widefield.cli.arguments import parse
 from widefield.cli.terminal import Terminal, progress_bar
@@ -29,7 +30,7 @@ class EvaluateArguments:
     """Which of a run folder's two files."""
 
     split: Literal["auto", "train", "validation", "test"] = "auto"
-    """auto is the split that the run was scored on: test where its data has one, else validation."""
+    """auto is the split that the run was scored on: test where its data has one, else validation, else none."""
 
     root: str | None = None
     """Data in place of that of the run, as --data.root of widefield train."""
@@ -60,6 +61,12 @@ def run(words: Sequence[str]) -> None:
     }
     data = replace(card.data, **{name: value for name, value in changes.items() if value is not None})
     split = card.split if arguments.split == "auto" else arguments.split
+    if split is None:
+        raise InputError(
+            "a split to score",
+            f"{arguments.checkpoint}, whose run held no images back (data.validation_fraction 0)",
+            "name one with --split, and with --root the data that have it",
+        )
     source = open_split(data, split)
     numbered = arguments.model is not None and len(source.classes) == len(card.classes)
     check(

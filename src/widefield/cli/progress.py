@@ -51,10 +51,8 @@ class RichReporter:
         """Print the epoch's scores."""
         width = len(str(self._epochs))
         self._progress.update(self._task, completed=int(row["step"]))
-        told = (
-            f"epoch {epoch:>{width}}/{self._epochs}  loss {row['train_loss']:.3f}  "
-            f"val loss {row['val_loss']:.3f}  top-1 {row['top1']:6.2f} %  {row['seconds']:5.1f} s"
-        )
+        scores = f"val loss {row['val_loss']:.3f}  top-1 {row['top1']:6.2f} %  " if "top1" in row else ""
+        told = f"epoch {epoch:>{width}}/{self._epochs}  loss {row['train_loss']:.3f}  {scores}{row['seconds']:5.1f} s"
         best = ("  best", "green") if is_best else ""
         self._progress.console.print(Text.assemble(told, best), soft_wrap=True)
 

@@ -68,7 +68,8 @@ class TrainArguments(RunConfig):
     """Start from the config.yaml of an earlier run in place of a recipe."""
 
     resume: Path | None = None
-    """Take up the run in this folder at its newest checkpoint, with the config that lies there."""
+    """Take up the run in this folder at its newest checkpoint, with the config that lies there. Other options may
+    change only what no weight depends on, such as --data.workers, and raise --trainer.epochs."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -225,30 +226,43 @@ def _print_dry_run(config: RunConfig, accelerator: Accelerator, console: Console
 
 def _print_result(console: Console, path: Path, summary: RunSummary, report: MergeReport) -> None:
     console.print(f"\ndata: {visible(summary.data)}", soft_wrap=True)
-    console.print(
-        f"trained {summary.epochs} epochs in {summary.seconds:.0f} s; kept epoch {summary.best_epoch} "
-        f"(validation top-1 {summary.validation_top1:.2f} %, last epoch {summary.last_validation_top1:.2f} %)"
-    )
+    if summary.validation_top1 is None:
+        kept = "kept the weights of the last, since no images were held back for validation"
+    else:
+        kept = (
+            f"kept epoch {summary.best_epoch} (validation top-1 {summary.validation_top1:.2f} %, "
+            f"last epoch {summary.last_validation_top1:.2f} %)"
+        )
+    console.print(f"trained {summary.epochs} epochs in {summary.seconds:.0f} s; {kept}", soft_wrap=True)
     if summary.skipped_images:
         plural = "" if summary.skipped_images == 1 else "s"
         told = f"left out {summary.skipped_images} image{plural} that could not be decoded"
         console.print(styled(told, "yellow"))
     console.print(styled("\ncertificate of the merge", "bold"))
     console.print(str(report))
-    differing = summary.merged_prediction_differences
-    console.print(
-        f"predictions that differ on the {summary.split} split: {differing} of {summary.images:,}", soft_wrap=True
-    )
-    table = Table(title=f"{summary.split} split, {summary.images:,} images", title_justify="left")
+    if summary.split is None:
+        title = "no split to score: all images trained"
+    else:
+        title = f"{summary.split} split, {summary.images:,} images"
+        differing = summary.merged_prediction_differences
+        console.print(
+            f"predictions that differ on the {summary.split} split: {differing} of {summary.images:,}", soft_wrap=True
+        )
+    table = Table(title=title, title_justify="left")
     for heading in ("form", "parameters", "top-1", "file"):
         table.add_column(heading, justify="left" if heading in ("form", "file") else "right")
-    table.add_row("branched", f"{summary.parameters:,}", f"{summary.top1:.2f} %", "model.safetensors")
-    table.add_row("merged", f"{summary.merged_parameters:,}", f"{summary.merged_top1:.2f} %", "merged.safetensors")
+    table.add_row("branched", f"{summary.parameters:,}", _percent(summary.top1), "model.safetensors")
+    table.add_row("merged", f"{summary.merged_parameters:,}", _percent(summary.merged_top1), "merged.safetensors")
     console.print(table)
-    entries = ", ".join(sorted(visible(entry.name) for entry in path.iterdir()))
-    console.print(f"\nin {visible(path)}: {entries}", soft_wrap=True)
+    names = sorted(visible(entry.name) for entry in path.iterdir() if not entry.name.startswith("."))
+    console.print(f"\nin {visible(path)}: {', '.join(names)}", soft_wrap=True)
+    evaluate = f"widefield evaluate {visible(path)}" + (" --root DATA --split test" if summary.split is None else "")
     console.print(
-        f"\nnext:\n  widefield evaluate {visible(path)}\n  widefield predict IMAGE --run {visible(path)}"
+        f"\nnext:\n  {evaluate}\n  widefield predict IMAGE --run {visible(path)}"
         "\n  widefield train image_folder --data.root YOUR_FOLDER",
         soft_wrap=True,
     )
+
+
+def _percent(score: float | None) -> str:
+    return "not scored" if score is None else f"{score:.2f} %"

@@ -80,8 +80,9 @@ def print_estimate(console: Console, config: RunConfig, estimate: Estimate, devi
         rows.append(("updates", "unknown without the data"))
     else:
         test = "" if counts.test_images is None else f", {counts.test_images:,} test"
+        validation = "no" if counts.validation_images is None else f"{counts.validation_images:,}"
         rows += [
-            ("images", f"{counts.train_images:,} train, {counts.validation_images:,} validation{test}"),
+            ("images", f"{counts.train_images:,} train, {validation} validation{test}"),
             ("classes", f"{estimate.num_classes:,}"),
             (
                 "updates",

@@ -4,6 +4,10 @@ from widefield.data.batch import Batch as Batch
 from widefield.data.config import AugmentationConfig as AugmentationConfig
 from widefield.data.config import DataConfig as DataConfig
 from widefield.data.errors import UndecodableImageError as UndecodableImageError
+from widefield.data.identity import DataIdentity as DataIdentity
+from widefield.data.identity import identify as identify
+from widefield.data.identity import read_images as read_images
+from widefield.data.identity import write_images as write_images
 from widefield.data.image import label_names as label_names
 from widefield.data.image import read_image as read_image
 from widefield.data.loader import ImageLoader as ImageLoader

@@ -85,6 +85,10 @@ class ZipStore:
         """Return the bytes of one member."""
         return self._archive().read(self._names[member])
 
+    def size_bytes(self, member: str) -> int:
+        """Return how many bytes one member has, unpacked."""
+        return self._archive().getinfo(self._names[member]).file_size
+
     def _archive(self) -> zipfile.ZipFile:
         # A handle inherited through fork shares its file position with the parent: a child opens its own.
         if self._handle is None or self._handle[0] != os.getpid():
@@ -113,6 +117,10 @@ class TarStore:
     def read(self, member: str) -> bytes:
         """Return the bytes of one member."""
         return read_extent(self.path, *self._extents[member])
+
+    def size_bytes(self, member: str) -> int:
+        """Return how many bytes one member has."""
+        return self._extents[member][1]
 
 
 def open_archive(path: Path) -> ZipStore | TarStore:

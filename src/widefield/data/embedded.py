@@ -42,6 +42,14 @@ class ArraySource:
         """Return the name of image number `index`; see `ImageSource.name`."""
         return f"{self._title}[{index}]"
 
+    def member(self, index: int) -> str:
+        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        return str(index)
+
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
+        return None
+
 
 def embedded_parts(name: str) -> tuple[dict[str, SubsetSource], str]:
     """Return a set that is installed already, in its fixed parts.

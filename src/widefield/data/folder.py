@@ -56,6 +56,14 @@ class FolderSource:
         """Return the path of image number `index`; see `ImageSource.name`."""
         return self._photos.name(index)
 
+    def member(self, index: int) -> str:
+        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        return self._photos.members[index]
+
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
+        return self._photos.size_bytes(index)
+
 
 def folder_parts(root: Path) -> dict[str, Callable[[], FolderSource]]:
     """Find the splits below a path.

@@ -57,6 +57,14 @@ class HuggingFaceSource:
         """Return the row of image number `index`; see `ImageSource.name`."""
         return f"{self._title}[{index}]"
 
+    def member(self, index: int) -> str:
+        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        return str(index)
+
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
+        return None
+
 
 def hugging_face_parts(location: str) -> dict[str, Callable[[], HuggingFaceSource]]:
     """Open a data set of the `datasets` library; nothing is downloaded.

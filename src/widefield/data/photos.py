@@ -59,6 +59,13 @@ class Photos:
         """Return the path or archive member of an image, for messages and reports."""
         return f"{self._store.path.as_posix()}/{self.members[index]}"
 
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of the file of an image, None if it is gone."""
+        try:
+            return self._store.size_bytes(self.members[index])
+        except OSError:
+            return None
+
 
 def open_photos(place: str | Path) -> Photos:
     """Find the images of a place, at any depth.

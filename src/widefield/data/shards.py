@@ -71,6 +71,15 @@ class ShardSource:
         sample = self._samples[index]
         return f"{self._shards[sample.shard].as_posix()}/{sample.member}"
 
+    def member(self, index: int) -> str:
+        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        sample = self._samples[index]
+        return f"{self._shards[sample.shard].name}/{sample.member}"
+
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
+        return self._samples[index].size_bytes
+
 
 def shard_parts(location: str) -> dict[str, Callable[[], ShardSource]]:
     """Find the splits of a set of WebDataset shards.

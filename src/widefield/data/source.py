@@ -55,6 +55,14 @@ class ImageSource(Protocol):
         """Return the path or archive member of an image, for messages and reports."""
         ...
 
+    def member(self, index: int) -> str:
+        """Return what names an image within its set, wherever the set lies: a path below the root, or a row."""
+        ...
+
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of the file of an image, None where it has none of its own or is gone."""
+        ...
+
 
 class LabelledSource(ImageSource, Protocol):
     """A source whose labels are known without reading the images."""
@@ -69,12 +77,17 @@ class LabelledSource(ImageSource, Protocol):
 class Splits:
     """The images to train on, to choose by, and to test on."""
 
-    train: ImageSource
-    validation: ImageSource
-    test: ImageSource | None
+    train: LabelledSource
+    validation: LabelledSource | None
+    """None where the data has none and none is to be drawn (`validation_fraction` 0)."""
+    test: LabelledSource | None
     """Never used to choose anything; None where the data has none."""
     description: str
     """One line on what was found."""
+
+    def parts(self) -> dict[str, LabelledSource | None]:
+        """Return the parts by their names."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
 def open_splits(config: DataConfig) -> Splits:
@@ -82,6 +95,7 @@ def open_splits(config: DataConfig) -> Splits:
 
     Args:
         config: Names the data set; `validation_fraction` and `split_seed` count only where it has no validation split.
+            With a fraction of 0 there is none then, and all images are in train.
 
     Returns:
         The splits. They have the same classes in the same order.
@@ -99,7 +113,8 @@ def open_splits(config: DataConfig) -> Splits:
     opened = {split: parts[split]() for split in parts}
     _check_classes(opened, config.root)
     train = opened["train"]
-    drawn = "validation" not in opened
+    missing = "validation" not in opened
+    drawn = missing and config.validation_fraction > 0
     if drawn:
         train, opened["validation"] = _divided(train, config)
     sizes = ", ".join(
@@ -108,8 +123,9 @@ def open_splits(config: DataConfig) -> Splits:
     description = description or (
         f"{config.root}: {len(train.classes)} classes, {sizes} images"
         + (f" (validation drawn from train, seed {config.split_seed})" if drawn else "")
+        + (" (none held back for validation)" if missing and not drawn else "")
     )
-    return Splits(train, opened["validation"], opened.get("test"), description)
+    return Splits(train, opened.get("validation"), opened.get("test"), description)
 
 
 def open_split(config: DataConfig, split: Split) -> ImageSource:
@@ -127,7 +143,13 @@ def open_split(config: DataConfig, split: Split) -> ImageSource:
     """
     check_name(split, ["train", "validation", "test"], "split")
     parts, _ = _parts(config.root)
-    drawn = split != "test" and "validation" not in parts and "train" in parts
+    drawn = split != "test" and "validation" not in parts and "train" in parts and config.validation_fraction > 0
+    check(
+        split != "validation" or split in parts or drawn or "train" not in parts,
+        "a validation split",
+        f"{config.root!r} without one, and none drawn from its training images (validation_fraction 0)",
+        "choose another split, or data that has one",
+    )
     check(
         split in parts or drawn,
         f"a {split} split",

@@ -78,3 +78,11 @@ class SubsetSource:
     def name(self, index: int) -> str:
         """Return the path of image number `index`; see `ImageSource.name`."""
         return self._source.name(int(self._indices[index]))
+
+    def member(self, index: int) -> str:
+        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        return self._source.member(int(self._indices[index]))
+
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
+        return self._source.size_bytes(int(self._indices[index]))

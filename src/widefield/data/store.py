@@ -35,6 +35,10 @@ class ImageStore(Protocol):
         """Return the bytes of one of its images."""
         ...
 
+    def size_bytes(self, member: str) -> int:
+        """Return how many bytes one of its images has."""
+        ...
+
 
 class DiskTree:
     """Folders and images of a folder on disk; nothing is listed before it is asked for.
@@ -81,3 +85,7 @@ class DiskStore:
     def read(self, member: str) -> bytes:
         """Return the bytes of one image."""
         return (self.path / member).read_bytes()
+
+    def size_bytes(self, member: str) -> int:
+        """Return how many bytes one image has."""
+        return (self.path / member).stat().st_size

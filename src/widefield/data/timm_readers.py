@@ -45,6 +45,14 @@ class TorchvisionSource:
         """Return the name of image number `index`; see `ImageSource.name`."""
         return f"{self._title}[{index}]"
 
+    def member(self, index: int) -> str:
+        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        return str(index)
+
+    def size_bytes(self, index: int) -> int | None:
+        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
+        return None
+
 
 def torchvision_parts(location: str) -> dict[str, Callable[[], TorchvisionSource]]:
     """Open a data set in torchvision's own format; nothing is downloaded.

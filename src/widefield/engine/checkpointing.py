@@ -364,6 +364,12 @@ def _latest_intact(folder: Path) -> Path | None:
     return None
 
 
+def latest_state(folder: Path) -> dict[str, Any] | None:
+    """Return the JSON state of the checkpoint that `latest_checkpoint` would return, or None if there is none."""
+    path = latest_checkpoint(folder)
+    return None if path is None else _read_state(path)
+
+
 def _free_name(path: Path) -> Path:
     names = (path if number == 1 else path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))

@@ -14,7 +14,9 @@ class FitResult:
     """What a run has reached."""
 
     best_epoch: int
-    """Epoch with the highest monitored metric, from 1; of equal ones the latest, which was trained longer."""
+    """Epoch with the highest monitored metric, from 1; of equal ones the latest, which was trained longer.
+
+    The last epoch where the task monitors nothing."""
 
     best: dict[str, float]
     """Validation metrics of that epoch, and those of the extensions."""

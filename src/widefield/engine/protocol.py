@@ -35,8 +35,13 @@ class Loader(Protocol):
 class Task(Protocol):
     """The loss that is minimised and the score by which the best weights are chosen."""
 
-    monitor: str
-    """Key of `evaluate()`'s result that decides which epoch is the best; larger is better."""
+    @property
+    def monitor(self) -> str | None:
+        """Key of `evaluate()`'s result that decides which epoch is the best; larger is better.
+
+        None where there is nothing to validate on: `evaluate` is not called, and the last weights are kept.
+        """
+        ...
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean loss over the local batch, a scalar that can be differentiated.

@@ -84,6 +84,9 @@ class Snapshot:
     accelerator: Accelerator
     """Gives the scale of fp16 losses, and gathers the random state of the ranks."""
 
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the run was made of, as JSON; kept for who resumes it, and not looked at here."""
+
     def take(self, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON state; called on all ranks.
 
@@ -113,6 +116,7 @@ class Snapshot:
             "scaler": None if scaler is None else scaler.state_dict(),
             "skipped": {} if self.skipped is None else self.skipped.state(),
             "extensions": extension_states,
+            "origin": dict(self.origin),
         }
         return tensors, state
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from widefield.engine.reporter import LogReporter, Reporter
 from widefield.engine.training_run import TrainingRun
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -47,6 +47,8 @@ class Trainer:
         reporter: Told of progress on the main process; `LogReporter` if None.
         accelerator: Made from `trainer` if None.
         extensions: Take part in the run and in its checkpoints.
+        origin: What the run is made of, as JSON: kept in its checkpoints under "origin", for `RunFolder.create` to
+            compare when the run is taken up.
 
     Raises:
         InputError: If a setting cannot work.
@@ -66,6 +68,7 @@ class Trainer:
         reporter: Reporter | None = None,
         accelerator: Accelerator | None = None,
         extensions: Sequence[Extension] = (),
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         check(len(loader) > 0, "a loader with batches", "an empty one", "add data or make the batch smaller")
         self.accelerator = make_accelerator(trainer) if accelerator is None else accelerator
@@ -78,6 +81,7 @@ class Trainer:
         self.model, self.task, self.loader, self.folder = model, task, loader, folder
         self.config, self.schedule, self.ema = trainer, schedule, ema
         self.extensions = tuple(extensions)
+        self.origin: Mapping[str, Any] = {} if origin is None else origin
         self.reporter: Reporter = LogReporter() if reporter is None else reporter
         model.to(self.accelerator.device)
         if trainer.channels_last:
@@ -96,7 +100,7 @@ class Trainer:
             resume: Go on from the newest intact checkpoint in the folder, or begin if there is none.
 
         Returns:
-            The result, with the best weights.
+            The result, with the best weights, or the last ones where the task monitors nothing.
 
         Raises:
             InputError: If the folder holds a run and `resume` is false, or a checkpoint that does not fit.
@@ -115,7 +119,8 @@ class Trainer:
             return TrainingRun(self, stack).go(self._checkpoint() if resume else None)
 
     def _has_run(self) -> bool:
-        return self.folder.metrics.exists() or self.folder.steps.exists() or self.folder.checkpoints.exists()
+        folder = self.folder
+        return folder.metrics.exists() or folder.steps.exists() or any(folder.checkpoints.glob("*step_*"))
 
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to resume from; the main process chooses for all."""

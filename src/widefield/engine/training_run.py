@@ -11,10 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from widefield._core.checks import check, check_name
 from widefield._core.errors import RunError
 from widefield.engine.activation_monitor import activation_monitor
 from widefield.engine.batch_stream import stream
@@ -41,11 +39,12 @@ from widefield.engine.model_state import full_state, load_state, unique_state
 from widefield.engine.module_selection import select_modules
 from widefield.engine.optim import make_scheduler
 from widefield.engine.protocol import RunContext
-from widefield.engine.random_state import restore_rng_state, rng_state
+from widefield.engine.random_state import restore_rng_state
 from widefield.engine.sharding import move_optimizer, shard, whole, without_sync
 from widefield.engine.skipped_steps import SkippedSteps
 from widefield.engine.snapshot import Progress, Snapshot
 from widefield.engine.sync_batch_norm import convert_sync_batch_norm
+from widefield.engine.validation import ValidationStoppedError, validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,10 +54,6 @@ if TYPE_CHECKING:
 
 _RESERVED = ("epoch", "step", "lr", "train_loss", "skipped", "seconds")
 _WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")
-
-
-class _ValidationStoppedError(Exception):
-    """The model was called after a signal had come."""
 
 
 class TrainingRun:
@@ -121,6 +116,7 @@ class TrainingRun:
             skipped=self._skipped,
             extensions=self._extensions,
             accelerator=accelerator,
+            origin=trainer.origin,
         )
         self._progress = Progress()
         self._rng: dict[str, Tensor] | None = None
@@ -276,7 +272,7 @@ class TrainingRun:
         }
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.history.append(row)
-        is_best = self._is_best(metrics[self._task.monitor])
+        is_best = self._is_best(metrics)
         if is_best:
             progress.best_epoch, progress.best_step, progress.best_crc32 = progress.epoch, progress.step, None
         progress.epoch_seconds, self._epoch_started = 0.0, now
@@ -288,7 +284,7 @@ class TrainingRun:
                 progress.best_crc32 = write_best_weights(checkpoints, progress.step, unique_state(self._evaluated))
         self._save()
         if self._reporter is not None:
-            self._reporter.epoch_done(progress.epoch, row, is_best)
+            self._reporter.epoch_done(progress.epoch, row, is_best and bool(metrics))
         if self._signals.is_agreed(progress.step, at_once=True):
             raise self._signals.outcome(progress.step)
 
@@ -305,51 +301,23 @@ class TrainingRun:
         if self._is_sharded:
             load_state(self._trainer.model, {name: whole(value) for name, value in unique_state(source).items()})
 
-    @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         self._gather(self._followed)
-        if self._accelerator.num_processes > 1:
-            # Without synchronised BatchNorm the ranks' statistics differ, and the first rank's are the ones saved.
-            for buffer in self._evaluated.buffers():
-                dist.broadcast(buffer, 0)
-        self._evaluated.eval()
-        before = rng_state()
-        # Only one process can stop here by itself: others would wait for it within the task.
-        alone = self._accelerator.num_processes == 1
-        handle = self._evaluated.register_forward_pre_hook(self._stop_validation) if alone else None
+        if self._task.monitor is None:
+            return {}
         try:
-            with self._accelerator.autocast():
-                metrics = self._task.evaluate(self._evaluated, self._accelerator.device)
-        except _ValidationStoppedError:
-            restore_rng_state(before)
+            return validate(self._task, self._evaluated, self._accelerator, self._signals, _RESERVED)
+        except ValidationStoppedError:
             self._save()
             raise self._signals.outcome(self._progress.step) from None
         except RunError as error:
-            restore_rng_state(before)
             raise self._loader_failed(error, self._progress.batch) from error
-        finally:
-            if handle is not None:
-                handle.remove()
-        values = {name: float(value) for name, value in metrics.items()}
-        check_name(self._task.monitor, values, "validation metric to monitor")
-        taken = sorted(values.keys() & set(_RESERVED))
-        check(
-            not taken,
-            f"validation metrics with names other than {', '.join(_RESERVED)}",
-            ", ".join(taken),
-            "rename them in the task",
-        )
-        return values
 
-    def _stop_validation(self, *_: Any) -> None:
-        if self._signals.is_asked:
-            raise _ValidationStoppedError
-
-    def _is_best(self, score: float) -> bool:
-        best_epoch = self._progress.best_epoch
-        if best_epoch is None:
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        best_epoch, monitor = self._progress.best_epoch, self._task.monitor
+        if best_epoch is None or monitor is None:
             return True
-        best = self._progress.history[best_epoch - 1][self._task.monitor]
+        score, best = metrics[monitor], self._progress.history[best_epoch - 1][monitor]
         return score >= best or (math.isnan(best) and not math.isnan(score))
 
     def _save(self) -> None:

@@ -41,8 +41,8 @@ class ClassifierCard:
     """Name of each output."""
     form: Form = "branched"
     """Train form or inference form."""
-    split: Literal["validation", "test"] = "validation"
-    """The split that its run was scored on."""
+    split: Literal["validation", "test"] | None = "validation"
+    """The split that its run was scored on; None if there was none to score on."""
 
 
 def make_classifier(config: ModelConfig, num_classes: int) -> nn.Module:

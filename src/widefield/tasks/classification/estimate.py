@@ -43,7 +43,7 @@ class Counts:
     """Images and optimizer updates of a run."""
 
     train_images: int
-    validation_images: int
+    validation_images: int | None
     test_images: int | None
     batches_per_epoch: int
     """Batches of each process."""
@@ -174,7 +174,7 @@ def _counts(config: RunConfig, splits: Splits, world_size: int) -> Counts:
     per_epoch = math.ceil(len(loader) / config.trainer.accumulate_steps)
     return Counts(
         train_images=len(splits.train),
-        validation_images=len(splits.validation),
+        validation_images=None if splits.validation is None else len(splits.validation),
         test_images=None if splits.test is None else len(splits.test),
         batches_per_epoch=len(loader),
         updates_per_epoch=per_epoch,
@@ -205,7 +205,7 @@ def _seconds(config: RunConfig, counts: Counts, trial: Trial, world_size: int) -
         return waiting / trial.batch
 
     images = counts.batches_per_epoch * config.data.batch_size / world_size
-    validation = counts.validation_images / world_size
+    validation = (counts.validation_images or 0) / world_size
     return config.trainer.epochs * (images * spent(trial.step_s) + validation * spent(trial.evaluation_s))
 
 

@@ -22,30 +22,36 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], best_epoch: 
 
     Args:
         path: PNG to write.
-        history: One row for each epoch, with epoch, train_loss, val_loss and top1 (percent).
-        best_epoch: The epoch whose weights were kept; marked.
+        history: One row for each epoch, with epoch and train_loss, and if there was a validation val_loss and top1
+            (percent).
+        best_epoch: The epoch whose weights were kept; marked on the accuracy.
         title: Above the figure.
     """
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    losses, accuracy = figure.subplots(1, 2)
+    is_scored = "top1" in history[0]
+    figure = Figure(figsize=(9 if is_scored else 4.8, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2 if is_scored else 1, squeeze=False)[0]
+    losses = panels[0]
     for key, colour, label in (("train_loss", _ORANGE, "training"), ("val_loss", _BLUE, "validation")):
-        losses.plot(epochs, [row[key] for row in history], color=colour, label=label)
+        if key in history[0]:
+            losses.plot(epochs, [row[key] for row in history], color=colour, label=label)
     losses.set(ylabel="cross-entropy loss", ylim=(0, None))
     losses.legend(frameon=False)
-    accuracy.plot(epochs, [row["top1"] for row in history], color=_BLUE)
-    best = next(row for row in history if row["epoch"] == best_epoch)
-    accuracy.plot(best_epoch, best["top1"], "o", color=_BLUE)
-    accuracy.annotate(
-        f"{best['top1']:.2f} %",
-        (best_epoch, best["top1"]),
-        xytext=(0, -12),
-        textcoords="offset points",
-        ha="right" if best_epoch > np.mean(epochs) else "left",
-        va="top",
-    )
-    accuracy.set(ylabel="validation top-1, %")
-    for axes in (losses, accuracy):
+    if is_scored:
+        accuracy = panels[1]
+        accuracy.plot(epochs, [row["top1"] for row in history], color=_BLUE)
+        best = next(row for row in history if row["epoch"] == best_epoch)
+        accuracy.plot(best_epoch, best["top1"], "o", color=_BLUE)
+        accuracy.annotate(
+            f"{best['top1']:.2f} %",
+            (best_epoch, best["top1"]),
+            xytext=(0, -12),
+            textcoords="offset points",
+            ha="right" if best_epoch > np.mean(epochs) else "left",
+            va="top",
+        )
+        accuracy.set(ylabel="validation top-1, %")
+    for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)

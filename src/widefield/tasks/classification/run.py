@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,7 +17,7 @@ from widefield.__about__ import __version__
 from widefield._core.checks import check
 from widefield._core.errors import InputError, RunError
 from widefield.checkpoints.files import load_weights
-from widefield.data import ImageSource, Splits, evaluation_loader, open_splits, train_loader
+from widefield.data import ImageSource, Splits, evaluation_loader, open_splits, train_loader, write_images
 from widefield.engine import (
     Extension,
     FitResult,
@@ -26,16 +28,22 @@ from widefield.engine import (
     make_accelerator,
     seed_everything,
 )
+from widefield.engine.checkpointing import disk_errors
 from widefield.reparam import MergeReport, merge
 from widefield.tasks.classification.card import ClassifierCard, make_classifier, save_classifier, start_from
 from widefield.tasks.classification.config import RunConfig
 from widefield.tasks.classification.distillation import start_distillation
 from widefield.tasks.classification.evaluation import Evaluation, evaluate
 from widefield.tasks.classification.figures import draw_confusion, draw_curves
+from widefield.tasks.classification.origin import RunOrigin
 from widefield.tasks.classification.skipped_images import SkippedImages
+from widefield.tasks.classification.space import needed_bytes
 from widefield.tasks.classification.sparse import SparsityExtension, first_masks
 from widefield.tasks.classification.task import ClassificationTask
 from widefield.tasks.distillation import DistillationTask, student_patterns, student_weights
+
+_IMAGES = "images.csv.gz"
+"""Part, class and name of every image of a run, beside its checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +52,22 @@ class RunSummary:
 
     model: str
     recipe: str
-    split: str
-    """The split that the scores below were measured on: "test" where the data has one, else "validation"."""
+    split: str | None
+    """The split that the scores below were measured on: "test" where the data has one, else "validation". None where
+    there is neither, since all images trained: there are no scores then."""
     images: int
     """Images in that split."""
-    top1: float
+    top1: float | None
     """Of the kept weights, branched."""
-    top5: float
-    merged_top1: float
-    merged_prediction_differences: int
+    top5: float | None
+    merged_top1: float | None
+    merged_prediction_differences: int | None
     """Images of that split on which branched and merged network disagree."""
     merge_relative_error: float
-    validation_top1: float
-    """Of the kept weights: the score that they were chosen by."""
-    last_validation_top1: float
+    validation_top1: float | None
+    """Of the kept weights: the score that they were chosen by. None where nothing was held back for validation: the
+    weights of the last epoch were kept."""
+    last_validation_top1: float | None
     """Of the weights after the last epoch."""
     best_epoch: int
     epochs: int
@@ -92,16 +102,28 @@ def train(
         Summary and certificate on the main process, nothing on the others.
 
     Raises:
-        InputError: If data, model, settings or folder cannot be used; nothing has been written then.
+        InputError: If data, model, settings or folder cannot be used, another process is at the run, or settings or
+            images are not those that it was begun with (see `origin.CHANGEABLE`); nothing has been written then.
         RunError: If the run had to stop (a loss that is not finite, a full disk).
     """
+    with ExitStack() as stack:
+        return _train(config, path, resume, reporter, stack)
+
+
+def _train(
+    config: RunConfig, path: Path, resume: bool, reporter: Reporter | None, stack: ExitStack
+) -> tuple[RunSummary, MergeReport] | None:
     accelerator = make_accelerator(config.trainer)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     splits = open_splits(config.data)
     loader = train_loader(
         splits.train, config.data, config.augmentation, seed=config.trainer.seed, rank=rank, world_size=world_size
     )
-    validation = evaluation_loader(splits.validation, config.data, rank=rank, world_size=world_size)
+    validation = (
+        None
+        if splits.validation is None
+        else evaluation_loader(splits.validation, config.data, rank=rank, world_size=world_size)
+    )
     seed_everything(config.trainer.seed)
     classes = splits.train.classes
     model = make_classifier(config.model, len(classes))
@@ -122,12 +144,14 @@ def train(
     trained = model if distillation is None else distillation.model
     # Drop path draws differently on each process, initial weights do not.
     seed_everything(config.trainer.seed, rank)
-    folder = RunFolder.create(path, resume, _needed_bytes(trained, config), config.to_yaml())
+    origin = RunOrigin.of(config, splits, accelerator.device, world_size) if accelerator.is_main_process else None
+    folder = _folder(config, path, resume, splits, trained, origin, stack)
     task: Task = ClassificationTask(validation, len(classes), config.augmentation.label_smoothing)
     if distillation is not None:
         distillation.check_same_teacher(folder)
         task = DistillationTask(task, distillation.teacher, config.distillation)
-    skipped_images = SkippedImages({"training": loader, "validation": validation})
+    loaders = {"training": loader} | ({} if validation is None else {"validation": validation})
+    skipped_images = SkippedImages(loaders)
     extensions: list[Extension] = [skipped_images]
     if config.sparsity is not None:
         masks = first_masks(trained, config, splits.train, accelerator)
@@ -148,11 +172,12 @@ def train(
         ema=config.ema,
         reporter=reporter,
         accelerator=accelerator,
+        origin=None if origin is None else origin.record(),
     )
     result = trainer.fit(resume=resume)
     result = replace(result, best_weights=student_weights(trained, result.best_weights))
-    loader.close()
-    validation.close()
+    for opened in loaders.values():
+        opened.close()
     skipped = skipped_images.count()
     if not accelerator.is_main_process:
         return None
@@ -165,6 +190,42 @@ def train(
             f"Expected to write the results to {folder.path}, but got {reason}: "
             "free space there and finish with widefield train --resume (the trained weights are kept)."
         ) from error
+
+
+def _folder(
+    config: RunConfig,
+    path: Path,
+    resume: bool,
+    splits: Splits,
+    model: nn.Module,
+    origin: RunOrigin | None,
+    stack: ExitStack,
+) -> RunFolder:
+    """Return the run folder, locked, with the list of its images; `origin` is there on the main process."""
+    wanted = RunFolder(path.absolute())
+    names = wanted.checkpoints / _IMAGES
+    images = sum(len(source) for source in splits.parts().values() if source is not None)
+    is_fresh = not resume
+
+    def compare(state: Mapping[str, Any] | None) -> None:
+        nonlocal is_fresh
+        assert origin is not None
+        origin.check_same(wanted, names, state)
+        is_fresh = state is None
+
+    folder = RunFolder.create(
+        path,
+        resume,
+        lambda state: needed_bytes(model, config, wanted, state, images),
+        config.to_yaml(),
+        compare=compare,
+        stack=stack,
+    )
+    if origin is not None and (is_fresh or not names.is_file()):
+        with disk_errors(names, folder.checkpoints):
+            names.parent.mkdir(exist_ok=True)
+            write_images(names, splits)
+    return folder
 
 
 def check_image_size(model: nn.Module, image_size: int) -> None:
@@ -204,30 +265,31 @@ def _finish(
 ) -> tuple[RunSummary, MergeReport]:
     load_weights(model, result.best_weights, "the best checkpoint")
     model.eval()
-    split: Literal["validation", "test"] = "validation" if splits.test is None else "test"
-    source = splits.validation if splits.test is None else splits.test
+    split, source = _scored(splits)
     card = ClassifierCard(
         model=replace(config.model, weights=None), data=config.data, classes=tuple(splits.train.classes), split=split
     )
     save_classifier(folder.model, model.state_dict(), card)
-    branched, skipped_here = _score(model, source, config, device)
+    branched, skipped_here = (None, 0) if source is None else _score(model, source, config, device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     nonzeros = sum(int(parameter.count_nonzero()) for parameter in model.parameters())
-    report = merge(model, example=_example(source, config).to(device))
+    report = merge(model, example=_example(splits.train if source is None else source, config).to(device))
     save_classifier(folder.merged, model.state_dict(), replace(card, form="merged"))
-    merged, _ = _score(model, source, config, device)
+    merged = None if source is None else _score(model, source, config, device)[0]
     summary = RunSummary(
         model=config.model.name,
         recipe=config.recipe,
         split=split,
-        images=branched.count,
-        top1=branched.top1,
-        top5=branched.top5,
-        merged_top1=merged.top1,
-        merged_prediction_differences=int((branched.predictions != merged.predictions).sum()),
+        images=0 if branched is None else branched.count,
+        top1=None if branched is None else branched.top1,
+        top5=None if branched is None else branched.top5,
+        merged_top1=None if merged is None else merged.top1,
+        merged_prediction_differences=(
+            None if branched is None or merged is None else int((branched.predictions != merged.predictions).sum())
+        ),
         merge_relative_error=report.relative_error,
-        validation_top1=result.best["top1"],
-        last_validation_top1=result.last["top1"],
+        validation_top1=result.best.get("top1"),
+        last_validation_top1=result.last.get("top1"),
         best_epoch=result.best_epoch,
         epochs=config.trainer.epochs,
         parameters=parameters,
@@ -243,11 +305,19 @@ def _finish(
         widefield=__version__,
     )
     draw_curves(folder.figure("curves.png"), result.history, result.best_epoch, f"{config.model.name}, {config.recipe}")
-    title = f"{split} split, {merged.count:,} images, {merged.top1:.2f} % right"
-    draw_confusion(folder.figure("confusion_matrix.png"), merged.confusion, splits.train.classes, title)
+    if merged is not None:
+        title = f"{split} split, {merged.count:,} images, {merged.top1:.2f} % right"
+        draw_confusion(folder.figure("confusion_matrix.png"), merged.confusion, splits.train.classes, title)
     folder.write_json("merge.json", report.as_dict())
     folder.write_json("summary.json", asdict(summary))
     return summary, report
+
+
+def _scored(splits: Splits) -> tuple[Literal["validation", "test"] | None, ImageSource | None]:
+    """Return the split that the kept weights are scored on, if there is one."""
+    if splits.test is not None:
+        return "test", splits.test
+    return (None, None) if splits.validation is None else ("validation", splits.validation)
 
 
 def _score(model: nn.Module, source: ImageSource, config: RunConfig, device: torch.device) -> tuple[Evaluation, int]:
@@ -262,10 +332,3 @@ def _example(source: ImageSource, config: RunConfig) -> torch.Tensor:
     """The first images of the split: the certificate is measured on what the network is for."""
     first = evaluation_loader(source, replace(config.data, batch_size=4, workers=0))
     return next(first.epoch(0)).images
-
-
-def _needed_bytes(model: nn.Module, config: RunConfig) -> int:
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    # Weights and two moments for each checkpoint and the one being written, the average, the best and both results.
-    copies = (config.trainer.keep_checkpoints + 1) * (3 if config.ema.decay is None else 4) + 4
-    return weights * copies + 20_000_000

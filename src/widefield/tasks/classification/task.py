@@ -1,4 +1,4 @@
-"""Classification as the trainer sees it: a loss, and a score to choose the best weights by."""
+"""Classification as the trainer sees it: a loss, and where there are images for it a score to choose weights by."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ class ClassificationTask:
     """Cross-entropy, and top-1 accuracy on the validation split.
 
     Args:
-        validation: This process's share of the validation split.
+        validation: This process's share of the validation split; None where there is none, and so no score.
         num_classes: Outputs.
         label_smoothing: Share of the target spread over all classes; mixed targets have theirs already.
     """
 
-    monitor = "top1"
-
-    def __init__(self, validation: ImageLoader, num_classes: int, label_smoothing: float) -> None:
+    def __init__(self, validation: ImageLoader | None, num_classes: int, label_smoothing: float) -> None:
+        self.monitor = None if validation is None else "top1"
         self.validation = validation
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -35,4 +34,5 @@ class ClassificationTask:
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return the metrics of the whole validation split, the same on every process."""
+        assert self.validation is not None
         return evaluate(model, self.validation, self.num_classes, device, across_ranks=True).metrics()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from widefield._core.errors import WidefieldError
 from widefield._core.memory import keep_freed_memory
-from widefield.data import Batch, ImageSource, Splits, evaluation_loader, open_splits, train_loader
+from widefield.data import Batch, ImageSource, Splits, open_splits, train_loader
 from widefield.engine import ModelEma, make_optimizer, seed_everything
 from widefield.tasks.classification.card import make_classifier
 from widefield.tasks.classification.config import RunConfig
@@ -204,8 +204,7 @@ class _Step:
                 device=self._device,
                 channels_last=self._trainer.channels_last,
             )
-            validation = evaluation_loader(splits.validation, config.data)
-            task = ClassificationTask(validation, plan.num_classes, config.augmentation.label_smoothing)
+            task = ClassificationTask(None, plan.num_classes, config.augmentation.label_smoothing)
             self._loss = DistillationTask(task, distillation.teacher, config.distillation).loss
             self._model = distillation.model
         self._model.to(self._device)

@@ -1,0 +1,174 @@
+"""Which images a run has: classes, counts and a hash of names and labels, wherever the images lie.
+
+Covered is what is known without reading images: the names of the classes, and for each part the name of every image
+below the root, its label, its place in the order, and of up to 10,000 images the size of the file. Images of embedded,
+torchvision's and Hugging Face sets have their row in place of a name and no size. What is within an image is not
+covered.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from widefield._core.files import write_atomically
+from widefield.data.folder import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from widefield.data.source import LabelledSource, Splits
+
+_BLOCK = 65536
+_SIZES = 10_000
+_COLUMNS = ("part", "class", "image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartIdentity:
+    """The images of one part."""
+
+    images: int
+    sha256: str
+    """Of their labels and names, in their order."""
+    sizes_sha256: str
+    """Of the sizes of their files, evenly drawn where there are many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataIdentity:
+    """The images of all parts."""
+
+    classes: tuple[str, ...]
+    """In the order of their indices."""
+    train: PartIdentity
+    validation: PartIdentity | None
+    test: PartIdentity | None
+
+    def differences(self, known: DataIdentity, names: Mapping[str, list[str]], splits: Splits) -> list[str]:
+        """Tell what has changed since an earlier look; nothing if the identities are equal.
+
+        Args:
+            known: The earlier identity.
+            names: What `read_images` gave for its list of images, where there is one.
+            splits: What this identity is of.
+        """
+        found: list[str] = []
+        gone = [name for name in known.classes if name not in set(self.classes)]
+        new = [name for name in self.classes if name not in set(known.classes)]
+        if new or gone:
+            found.append(_new_and_gone("class", "classes", new, gone))
+        elif self.classes != known.classes:
+            moved = next(name for name, before in zip(self.classes, known.classes, strict=True) if name != before)
+            place = self.classes.index(moved)
+            found.append(f"the classes in another order ({moved!r} in the place of {known.classes[place]!r})")
+        for part, source in splits.parts().items():
+            now, before = getattr(self, part), getattr(known, part)
+            if now == before:
+                continue
+            counts = [0 if identity is None else identity.images for identity in (now, before)]
+            what = f"{counts[0]:,} {part} images in place of {counts[1]:,}" if counts[0] != counts[1] else ""
+            # With a class renamed every image in it has another name: the class says it.
+            changed = "" if new or gone else _changed_names(source, names.get(part))
+            if what or changed:
+                found.append(f"{what} ({changed})" if what and changed else what or f"other {part} images ({changed})")
+            elif not found:
+                same = now is not None and before is not None and now.sha256 == before.sha256
+                found.append(
+                    f"{part} images of other file sizes under the same names"
+                    if same
+                    else f"other {part} images, or another order of them"
+                )
+        return found
+
+
+def identify(splits: Splits) -> DataIdentity:
+    """Return the identity of the images of all parts, without reading one."""
+    parts = {
+        part: None
+        if source is None
+        else PartIdentity(images=len(source), sha256=_sha256(source), sizes_sha256=_sizes_sha256(source))
+        for part, source in splits.parts().items()
+    }
+    train = parts["train"]
+    assert train is not None
+    return DataIdentity(
+        classes=tuple(splits.train.classes), train=train, validation=parts["validation"], test=parts["test"]
+    )
+
+
+def write_images(path: Path, splits: Splits) -> None:
+    """Write part, class and name of every image as a gzipped CSV file, atomically."""
+
+    def write(partial: Path) -> None:
+        with (
+            partial.open("wb") as file,
+            gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
+            io.TextIOWrapper(packed, encoding="utf-8", errors="surrogatepass", newline="") as text,
+        ):
+            rows = csv.writer(text, lineterminator="\n")
+            rows.writerow(_COLUMNS)
+            for part, source in splits.parts().items():
+                if source is not None:
+                    classes, targets = source.classes, np.asarray(source.targets).tolist()
+                    rows.writerows((part, classes[targets[i]], source.member(i)) for i in range(len(source)))
+
+    write_atomically(path, write)
+
+
+def read_images(path: Path) -> dict[str, list[str]]:
+    """Return the names of the images of each part that `write_images` wrote; nothing if the file cannot be read."""
+    names: dict[str, list[str]] = {}
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass", newline="") as text:
+            for row in csv.DictReader(text):
+                names.setdefault(row["part"], []).append(row["image"])
+    except (OSError, EOFError, ValueError, KeyError, csv.Error):
+        return {}
+    return names
+
+
+def _members(source: LabelledSource) -> Iterator[str]:
+    return (source.member(index) for index in range(len(source)))
+
+
+def _sha256(source: LabelledSource) -> str:
+    digest = hashlib.sha256(np.asarray(source.targets, dtype="<i8").tobytes())
+    for start in range(0, len(source), _BLOCK):
+        block = range(start, min(start + _BLOCK, len(source)))
+        names = "".join(f"{source.member(index)}\0" for index in block)
+        digest.update(names.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _sizes_sha256(source: LabelledSource) -> str:
+    drawn = np.unique(np.linspace(0, len(source) - 1, min(len(source), _SIZES)).round().astype(np.int64))
+    sizes = [source.size_bytes(index) for index in drawn.tolist()]
+    return hashlib.sha256(",".join(map(str, sizes)).encode()).hexdigest()
+
+
+def _changed_names(source: LabelledSource | None, known: list[str] | None) -> str:
+    if known is None:
+        return ""
+    now = [] if source is None else list(_members(source))
+    before, after = set(known), set(now)
+    new, gone = [name for name in now if name not in before], [name for name in known if name not in after]
+    if new or gone:
+        return _new_and_gone("", "", new, gone)
+    moved = next((name for name, other in zip(now, known, strict=False) if name != other), None)
+    return "" if moved is None else f"in another order from {moved!r} on"
+
+
+def _new_and_gone(one: str, many: str, new: list[str], gone: list[str]) -> str:
+    return " and ".join(
+        f"{(one if len(names) == 1 else many) + ' ' if one else ''}{listed(names, 3)} {what}"
+        for names, what in ((new, "new"), (gone, "gone"))
+        if names
+    )
