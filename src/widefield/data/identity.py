@@ -22,7 +22,7 @@ from widefield._core.files import write_atomically
 from widefield.data.folder import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from widefield.data.source import LabelledSource, Splits
 
@@ -69,23 +69,22 @@ class DataIdentity:
             moved = next(name for name, before in zip(self.classes, known.classes, strict=True) if name != before)
             place = self.classes.index(moved)
             found.append(f"the classes in another order ({moved!r} in the place of {known.classes[place]!r})")
-        for part, source in splits.parts().items():
-            now, before = getattr(self, part), getattr(known, part)
-            if now == before:
-                continue
-            counts = [0 if identity is None else identity.images for identity in (now, before)]
-            what = f"{counts[0]:,} {part} images in place of {counts[1]:,}" if counts[0] != counts[1] else ""
-            # With a class renamed every image in it has another name: the class says it.
-            changed = "" if new or gone else _changed_names(source, names.get(part))
-            if what or changed:
-                found.append(f"{what} ({changed})" if what and changed else what or f"other {part} images ({changed})")
-            elif not found:
-                same = now is not None and before is not None and now.sha256 == before.sha256
-                found.append(
-                    f"{part} images of other file sizes under the same names"
-                    if same
-                    else f"other {part} images, or another order of them"
-                )
+        changed = [part for part in splits.parts() if getattr(self, part) != getattr(known, part)]
+        for part in changed:
+            now, before = (0 if of is None else of.images for of in (getattr(self, part), getattr(known, part)))
+            if now != before:
+                found.append(f"{now:,} {part} images in place of {before:,}")
+        # With a class renamed every image in it has another name: the class says it.
+        if names and not new and not gone:
+            found += _changed_names(splits, names)
+        if changed and not found:
+            part = changed[0]
+            same = getattr(self, part).sha256 == getattr(known, part).sha256
+            found.append(
+                f"{part} images of other file sizes under the same names"
+                if same
+                else f"other {part} images, or another order of them"
+            )
         return found
 
 
@@ -135,10 +134,6 @@ def read_images(path: Path) -> dict[str, list[str]]:
     return names
 
 
-def _members(source: LabelledSource) -> Iterator[str]:
-    return (source.member(index) for index in range(len(source)))
-
-
 def _sha256(source: LabelledSource) -> str:
     digest = hashlib.sha256(np.asarray(source.targets, dtype="<i8").tobytes())
     for start in range(0, len(source), _BLOCK):
@@ -154,21 +149,28 @@ def _sizes_sha256(source: LabelledSource) -> str:
     return hashlib.sha256(",".join(map(str, sizes)).encode()).hexdigest()
 
 
-def _changed_names(source: LabelledSource | None, known: list[str] | None) -> str:
-    if known is None:
-        return ""
-    now = [] if source is None else list(_members(source))
-    before, after = set(known), set(now)
-    new, gone = [name for name in now if name not in before], [name for name in known if name not in after]
+def _changed_names(splits: Splits, known: Mapping[str, list[str]]) -> list[str]:
+    now = {
+        part: [source.member(index) for index in range(len(source))]
+        for part, source in splits.parts().items()
+        if source is not None
+    }
+    # Over all parts: where a part is drawn, one image more or less moves others from one to another.
+    before, after = ({name for part in parts.values() for name in part} for parts in (known, now))
+    new = sorted(after - before)
+    gone = sorted(before - after)
     if new or gone:
-        return _new_and_gone("", "", new, gone)
-    moved = next((name for name, other in zip(now, known, strict=False) if name != other), None)
-    return "" if moved is None else f"in another order from {moved!r} on"
+        return [_new_and_gone("image", "images", new, gone)]
+    for part, members in now.items():
+        moved = next((name for name, other in zip(members, known.get(part, []), strict=False) if name != other), None)
+        if moved is not None:
+            return [f"the {part} images others, or in another order, from {moved!r} on"]
+    return []
 
 
 def _new_and_gone(one: str, many: str, new: list[str], gone: list[str]) -> str:
     return " and ".join(
-        f"{(one if len(names) == 1 else many) + ' ' if one else ''}{listed(names, 3)} {what}"
+        f"the {one if len(names) == 1 else many} {listed(names, 3)} {what}"
         for names, what in ((new, "new"), (gone, "gone"))
         if names
     )
