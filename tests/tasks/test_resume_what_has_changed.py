@@ -75,7 +75,7 @@ def move(one: str, other: str) -> Callable[[Path], object]:
     ("change", "parts"),
     [
         (move("ant", "wasp"), ["got the class 'wasp' new and the class 'ant' gone: restore"]),
-        (swap, ["train images of other file sizes under the same names"]),
+        (swap, ["train images with other contents under the same names"]),
         (
             lambda root: shutil.copytree(root / "bee", root / "cow"),
             ["the class 'cow' new", "24 train images in place of 16", "6 validation images in place of 4"],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from widefield._core.checks import check
 from widefield._core.errors import InputError
 from widefield.data.image import is_hidden, is_image_name
+from widefield.data.store import HEAD_BYTES, signature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,9 +86,10 @@ class ZipStore:
         """Return the bytes of one member."""
         return self._archive().read(self._names[member])
 
-    def size_bytes(self, member: str) -> int:
-        """Return how many bytes one member has, unpacked."""
-        return self._archive().getinfo(self._names[member]).file_size
+    def signature(self, member: str) -> str:
+        """Return size and checksum of one member, as the archive states them."""
+        info = self._archive().getinfo(self._names[member])
+        return f"{info.file_size}:{info.CRC:08x}"
 
     def _archive(self) -> zipfile.ZipFile:
         # A handle inherited through fork shares its file position with the parent: a child opens its own.
@@ -118,9 +120,10 @@ class TarStore:
         """Return the bytes of one member."""
         return read_extent(self.path, *self._extents[member])
 
-    def size_bytes(self, member: str) -> int:
-        """Return how many bytes one member has."""
-        return self._extents[member][1]
+    def signature(self, member: str) -> str:
+        """Return the size of one member and a checksum of its first bytes."""
+        offset, size = self._extents[member]
+        return signature(size, read_extent(self.path, offset, min(size, HEAD_BYTES)))
 
 
 def open_archive(path: Path) -> ZipStore | TarStore:

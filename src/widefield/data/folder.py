@@ -60,9 +60,9 @@ class FolderSource:
         """Return what names image number `index` within the set; see `ImageSource.member`."""
         return self._photos.members[index]
 
-    def size_bytes(self, index: int) -> int | None:
-        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
-        return self._photos.size_bytes(index)
+    def signature(self, index: int) -> str:
+        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        return self._photos.signature(index)
 
 
 def folder_parts(root: Path) -> dict[str, Callable[[], FolderSource]]:

@@ -13,6 +13,7 @@ from widefield._core.extras import require
 from widefield.data.errors import UndecodableImageError
 from widefield.data.folder import SPLIT_NAMES
 from widefield.data.image import decode_image, read_image
+from widefield.data.store import signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,9 +62,10 @@ class HuggingFaceSource:
         """Return what names image number `index` within the set; see `ImageSource.member`."""
         return str(index)
 
-    def size_bytes(self, index: int) -> int | None:
-        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
-        return None
+    def signature(self, index: int) -> str:
+        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        cell = self._images[index][self._column]
+        return signature(len(cell["bytes"]), cell["bytes"]) if cell and cell["bytes"] else ""
 
 
 def hugging_face_parts(location: str) -> dict[str, Callable[[], HuggingFaceSource]]:

@@ -59,12 +59,12 @@ class Photos:
         """Return the path or archive member of an image, for messages and reports."""
         return f"{self._store.path.as_posix()}/{self.members[index]}"
 
-    def size_bytes(self, index: int) -> int | None:
-        """Return the size of the file of an image, None if it is gone."""
+    def signature(self, index: int) -> str:
+        """Return size and checksum of an image, without reading all of it; nothing if it cannot be read."""
         try:
-            return self._store.size_bytes(self.members[index])
+            return self._store.signature(self.members[index])
         except OSError:
-            return None
+            return ""
 
 
 def open_photos(place: str | Path) -> Photos:

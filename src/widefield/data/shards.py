@@ -17,6 +17,7 @@ from widefield.data.archive import read_extent, tar_extents
 from widefield.data.errors import UndecodableImageError
 from widefield.data.folder import SPLIT_NAMES
 from widefield.data.image import decode_image, is_image_name, label_names
+from widefield.data.store import HEAD_BYTES, signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,9 +77,11 @@ class ShardSource:
         sample = self._samples[index]
         return f"{self._shards[sample.shard].name}/{sample.member}"
 
-    def size_bytes(self, index: int) -> int | None:
-        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
-        return self._samples[index].size_bytes
+    def signature(self, index: int) -> str:
+        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        sample = self._samples[index]
+        size = sample.size_bytes
+        return signature(size, read_extent(self._shards[sample.shard], sample.offset, min(size, HEAD_BYTES)))
 
 
 def shard_parts(location: str) -> dict[str, Callable[[], ShardSource]]:

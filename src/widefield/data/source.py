@@ -59,8 +59,11 @@ class ImageSource(Protocol):
         """Return what names an image within its set, wherever the set lies: a path below the root, or a row."""
         ...
 
-    def size_bytes(self, index: int) -> int | None:
-        """Return the size of the file of an image, None where it has none of its own or is gone."""
+    def signature(self, index: int) -> str:
+        """Return what tells an image from another of its name: size, and a checksum of the first bytes or all.
+
+        Empty where there is no file of its own, or it cannot be read.
+        """
         ...
 
 

@@ -83,6 +83,6 @@ class SubsetSource:
         """Return what names image number `index` within the set; see `ImageSource.member`."""
         return self._source.member(int(self._indices[index]))
 
-    def size_bytes(self, index: int) -> int | None:
-        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
-        return self._source.size_bytes(int(self._indices[index]))
+    def signature(self, index: int) -> str:
+        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        return self._source.signature(int(self._indices[index]))

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Protocol
 
 from widefield.data.image import is_hidden, is_image_name
+
+HEAD_BYTES = 16384
+"""Bytes of a file that its signature looks at."""
+
+
+def signature(size_bytes: int, head: bytes) -> str:
+    """Return a file's size and a checksum of its first `HEAD_BYTES`, as text."""
+    return f"{size_bytes}:{zlib.crc32(head[:HEAD_BYTES]):08x}"
 
 
 class ImageTree(Protocol):
@@ -35,8 +44,8 @@ class ImageStore(Protocol):
         """Return the bytes of one of its images."""
         ...
 
-    def size_bytes(self, member: str) -> int:
-        """Return how many bytes one of its images has."""
+    def signature(self, member: str) -> str:
+        """Return size and checksum of one of its images, the checksum of the first `HEAD_BYTES` or of all."""
         ...
 
 
@@ -86,6 +95,7 @@ class DiskStore:
         """Return the bytes of one image."""
         return (self.path / member).read_bytes()
 
-    def size_bytes(self, member: str) -> int:
-        """Return how many bytes one image has."""
-        return (self.path / member).stat().st_size
+    def signature(self, member: str) -> str:
+        """Return the size of one image and a checksum of its first bytes."""
+        with (self.path / member).open("rb") as file:
+            return signature(os.fstat(file.fileno()).st_size, file.read(HEAD_BYTES))

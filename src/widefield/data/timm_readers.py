@@ -49,9 +49,9 @@ class TorchvisionSource:
         """Return what names image number `index` within the set; see `ImageSource.member`."""
         return str(index)
 
-    def size_bytes(self, index: int) -> int | None:
-        """Return the size of image number `index`; see `ImageSource.size_bytes`."""
-        return None
+    def signature(self, index: int) -> str:
+        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        return ""
 
 
 def torchvision_parts(location: str) -> dict[str, Callable[[], TorchvisionSource]]:
