@@ -82,13 +82,18 @@ def test_nothing_outlives_the_kernel() -> None:
     assert len(weight_cache._entries) == before - 1
 
 
-def test_tensors_of_inference_mode_have_no_version_and_are_not_kept() -> None:
+def test_tensors_of_inference_mode_have_no_version_and_are_kept_by_their_values() -> None:
     with torch.inference_mode():
         weight = torch.randn(2, 1, 3, 3)
         make = Counted(weight)
-        for _ in range(3):
-            weight_cache.derived(weight, "double", make)
-        assert make.calls == 3
+        for _ in range(4):
+            form = weight_cache.derived(weight, "double", make)
+        assert make.calls == 2
+        assert not form.is_inference()
+        weight.add_(1)
+        torch.testing.assert_close(weight_cache.derived(weight, "double", make), weight * 2)
+    torch.testing.assert_close(weight_cache.derived(weight, "double", make), weight * 2)
+    assert make.calls == 3
 
 
 @pytest.mark.parametrize("backend", ["fft", "dft"])

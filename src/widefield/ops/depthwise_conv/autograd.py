@@ -150,13 +150,15 @@ class Forward(Function):
         batch = info.batch_size
         if in_dims[1] is not None:
             bias = None if bias is None else _leading(bias, in_dims[2], batch).flatten(0, 1)
-            y = Forward.apply(_joined(x, in_dims[0], batch), _kernels(weight, in_dims[1], batch), bias, *spacing)
-            return split(y, 1, batch), 1
+            kernels = _leading(weight, in_dims[1], batch)
+            y = Forward.apply(_joined(x, in_dims[0], batch), kernels.flatten(0, 1), bias, *spacing)
+            return y.unflatten(1, kernels.shape[:2]), 1
         common = None if in_dims[2] is not None else bias
         if in_dims[0] is None:
             y = Forward.apply(x, weight, common, *spacing).unsqueeze(0)
         else:
-            y = split(Forward.apply(_leading(x, in_dims[0], batch).flatten(0, 1), weight, common, *spacing), 0, batch)
+            images = _leading(x, in_dims[0], batch)
+            y = Forward.apply(images.flatten(0, 1), weight, common, *spacing).unflatten(0, images.shape[:2])
         if bias is not None and in_dims[2] is not None:
             y = y + bias.movedim(in_dims[2], 0)[:, None, :, None, None]
         return y, 0
@@ -219,10 +221,10 @@ class GradInput(Function):
         if in_dims[1] is None:
             images = _leading(grad, in_dims[0], batch).flatten(0, 1)
             dx = GradInput.apply(images, weight, (batch * size[0], *size[1:]), *spacing)
-            return split(dx, 0, batch), 0
-        images, kernels = _joined(grad, in_dims[0], batch), _kernels(weight, in_dims[1], batch)
+            return dx.unflatten(0, (batch, size[0])), 0
+        images, kernels = _joined(grad, in_dims[0], batch), _leading(weight, in_dims[1], batch).flatten(0, 1)
         dx = GradInput.apply(images, kernels, (size[0], batch * size[1], *size[2:]), *spacing)
-        return split(dx, 1, batch), 1
+        return dx.unflatten(1, (batch, size[1])), 1
 
 
 class GradWeight(Function):
@@ -264,7 +266,8 @@ class GradWeight(Function):
         """Fold the batch into C."""
         batch = info.batch_size
         images = _joined(grad, in_dims[0], batch), _joined(x, in_dims[1], batch)
-        return split(GradWeight.apply(*images, kernel, *spacing), 0, batch), 0
+        channels = _leading(x, in_dims[1], batch).shape[2]
+        return GradWeight.apply(*images, kernel, *spacing).unflatten(0, (batch, channels)), 0
 
 
 def _leading(x: Tensor, dim: int | None, batch: int) -> Tensor:
@@ -272,16 +275,6 @@ def _leading(x: Tensor, dim: int | None, batch: int) -> Tensor:
     return x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-def split(x: Tensor, dim: int, batch: int) -> Tensor:
-    """(..., B n, ...) -> (..., B, n, ...), also where B is 0."""
-    return x.unflatten(dim, (batch, x.shape[dim] // max(batch, 1)))
-
-
 def _joined(x: Tensor, dim: int | None, batch: int) -> Tensor:
     """Images of B batches -> (N, B C, H, W)."""
     return _leading(x, dim, batch).transpose(0, 1).flatten(1, 2)
-
-
-def _kernels(weight: Tensor, dim: int | None, batch: int) -> Tensor:
-    """Kernels of B batches -> (B C, 1, K_h, K_w)."""
-    return _leading(weight, dim, batch).flatten(0, 1)

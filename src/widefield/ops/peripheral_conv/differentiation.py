@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from widefield.ops.depthwise_conv.autograd import mapped, save_operands, split, sum_of
+from widefield.ops.depthwise_conv.autograd import mapped, save_operands, sum_of
 from widefield.ops.peripheral_conv import flops, registration
 from widefield.ops.sharding import prepare
 
@@ -84,13 +84,15 @@ class _Forward(Function):
         count = info.batch_size
         if in_dims[1] is not None:
             wide, many = _into_channels(x, in_dims[0], count), _leading(cells, in_dims[1], count)
-            biases = None if bias is None else _leading(bias, in_dims[2], count)
-            return split(_Forward.apply(wide, many, biases, *settings), 1, count), 1
+            biases = None if bias is None else _leading(bias, in_dims[2], count).flatten(0, 1)
+            y = _Forward.apply(wide, many.flatten(0, 1), biases, *settings)
+            return y.unflatten(1, many.shape[:2]), 1
         common = None if in_dims[2] is not None else bias
         if in_dims[0] is None:
             y = _Forward.apply(x, cells, common, *settings).unsqueeze(0)
         else:
-            y = split(_Forward.apply(_into_batch(x, in_dims[0]), cells, common, *settings), 0, count)
+            images = x.movedim(in_dims[0], 0)
+            y = _Forward.apply(images.flatten(0, 1), cells, common, *settings).unflatten(0, images.shape[:2])
         if bias is not None and in_dims[2] is not None:
             y = y + bias.movedim(in_dims[2], 0)[:, None, :, None, None]
         return y, 0
@@ -127,10 +129,10 @@ class _GradInput(Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, cells: Tensor, *settings: Any) -> tuple[Tensor, int]:
         count = info.batch_size
         if in_dims[1] is None:
-            y = _GradInput.apply(_into_batch(grad, in_dims[0]), cells, *settings)
-            return split(y, 0, count), 0
+            images = grad.movedim(in_dims[0], 0)
+            return _GradInput.apply(images.flatten(0, 1), cells, *settings).unflatten(0, images.shape[:2]), 0
         wide, many = _into_channels(grad, in_dims[0], count), _leading(cells, in_dims[1], count)
-        return split(_GradInput.apply(wide, many, *settings), 1, count), 1
+        return _GradInput.apply(wide, many.flatten(0, 1), *settings).unflatten(1, many.shape[:2]), 1
 
 
 class _GradCells(Function):
@@ -164,7 +166,8 @@ class _GradCells(Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, x: Tensor, *settings: Any) -> tuple[Tensor, int]:
         count = info.batch_size
         wide = (_into_channels(image, dim, count) for image, dim in zip((grad, x), in_dims[:2], strict=True))
-        return split(_GradCells.apply(*wide, *settings), 0, count), 0
+        channels = x.shape[1] if in_dims[1] is None else x.movedim(in_dims[1], 0).shape[2]
+        return _GradCells.apply(*wide, *settings).unflatten(0, (count, channels)), 0
 
 
 def _prepare() -> None:
@@ -178,11 +181,6 @@ def _keep_pair(ctx: Any, inputs: tuple[Any, ...]) -> None:
     save_operands(ctx, first, second)
 
 
-def _into_batch(x: Tensor, dim: int) -> Tensor:
-    """Return images (N, C, H, W) with the mapped dimension folded into N."""
-    return x.movedim(dim, 0).flatten(0, 1)
-
-
 def _into_channels(x: Tensor, dim: int | None, count: int) -> Tensor:
     """Return images with the mapped dimension, or `count` copies where there is none, folded into C."""
     many = x.unsqueeze(1).expand(-1, count, -1, -1, -1) if dim is None else x.movedim(dim, 1)
@@ -190,9 +188,8 @@ def _into_channels(x: Tensor, dim: int | None, count: int) -> Tensor:
 
 
 def _leading(parameters: Tensor, dim: int | None, count: int) -> Tensor:
-    """Return cells or biases, whose first dimension is C, with the mapped dimension or copies folded into it."""
-    many = parameters.expand(count, *parameters.shape) if dim is None else parameters.movedim(dim, 0)
-    return many.flatten(0, 1)
+    """Return cells or biases (B, C, ...): the mapped dimension first, or `count` copies."""
+    return parameters.expand(count, *parameters.shape) if dim is None else parameters.movedim(dim, 0)
 
 
 def _register(operator: Any, function: type[Function]) -> None:
