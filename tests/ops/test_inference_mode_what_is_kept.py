@@ -28,8 +28,14 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] 
     "dft": (dense("dft"), ((4, 1, 21, 21),)),
     "clipped": (dense("dft"), ((4, 1, 51, 51),)),
     "cross": (lambda x, *k: decomposed_conv2d(x, *k, form="cross"), ((4, 1, 21, 5), (4, 1, 5, 21), (4, 1, 3, 3))),
-    "expanded": (lambda x, c: peripheral_conv2d(x, c, rows=GRID, form="expanded"), ((4, 1, GRID.parameters, GRID.parameters),)),
-    "spectral": (lambda x, c: peripheral_conv2d(x, c, rows=GRID, form="spectral"), ((4, 1, GRID.parameters, GRID.parameters),)),
+    "expanded": (
+        lambda x, c: peripheral_conv2d(x, c, rows=GRID, form="expanded"),
+        ((4, 1, GRID.parameters, GRID.parameters),),
+    ),
+    "spectral": (
+        lambda x, c: peripheral_conv2d(x, c, rows=GRID, form="spectral"),
+        ((4, 1, GRID.parameters, GRID.parameters),),
+    ),
 }
 
 
@@ -89,7 +95,11 @@ def test_a_kernel_of_inference_mode_that_changes_is_derived_anew(name: str) -> N
     function, sizes = OPERATORS[name]
     with torch.inference_mode():
         x, kernels = torch.randn(2, 4, 18, 20), [torch.randn(size) for size in sizes]
-        for change in (lambda: kernels[0].neg_(), lambda: kernels[-1].mul_(2), lambda: kernels[0].copy_(kernels[0].flip(2, 3))):
+        for change in (
+            lambda: kernels[0].neg_(),
+            lambda: kernels[-1].mul_(2),
+            lambda: kernels[0].copy_(kernels[0].flip(2, 3)),
+        ):
             for _ in range(3):
                 function(x, *kernels)
             change()

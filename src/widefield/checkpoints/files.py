@@ -1,26 +1,21 @@
-"""Weights in files: safetensors written atomically, these and PyTorch files read without running code from them."""
+"""Weights in files: safetensors and PyTorch files, read without running code from them, and into a network."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.serialization import safe_globals
 
 from widefield._core.checks import check
 from widefield._core.errors import InputError
-from widefield._core.files import write_atomically
+from widefield.checkpoints.kinds import check_is_file
+from widefield.checkpoints.safetensors_files import read_safetensors
+from widefield.checkpoints.safetensors_files import write_weights as write_weights
+from widefield.checkpoints.tensors import check_readable, check_types, check_values
+from widefield.checkpoints.torch_files import is_torch_file, read_torch
 
 Weights = Literal["auto", "model", "ema"]
 
@@ -45,19 +40,6 @@ class Checkpoint:
     """Under which name the state dict lay in a PyTorch file; none if it was bare."""
     others: tuple[str, ...] = ()
     """Names of further state dicts in the file, which were left there."""
-
-
-def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors; a crash leaves the earlier file or none.
-
-    Args:
-        path: Where to.
-        tensors: Names to tensors; moved to the CPU and made contiguous.
-        metadata: Strings for the header of the file.
-    """
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors writes a broken header for an empty dict of metadata.
-    write_atomically(path, lambda partial: save_file(flat, partial, metadata=dict(metadata) if metadata else None))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -88,34 +70,34 @@ def read_checkpoint(path: Path, weights: Weights = "auto") -> Checkpoint:
             moving average of its weights; "auto" prefers the former.
 
     Raises:
-        InputError: If the file is missing, truncated, neither of the two, holds objects that could run code, or has no
-            such state dict.
+        InputError: If the file is missing, truncated, neither of the two, differs from its checksum, holds objects that
+            could run code, or has no such state dict; or as `unwrap`.
     """
-    check(path.exists(), "a checkpoint file", f"no file at {path}", "check the path")
-    check(path.is_file(), "a checkpoint file", f"a folder at {path}", "name the file in it")
-    with path.open("rb") as file:
-        start = file.read(10)
-    check(len(start) > 0, "a checkpoint file", f"an empty file at {path}", "copy or download it again")
-    # A safetensors file starts with the length of its header and "{"; a PyTorch file is a zip archive or a pickle.
-    is_torch = zipfile.is_zipfile(path) or start[:2] == b"PK" or start[:1] == b"\x80"
-    if is_torch and start[8:9] != b"{":
-        return unwrap(_read_torch(path), str(path), weights)
+    check_is_file(path)
+    try:
+        is_empty, is_torch = path.stat().st_size == 0, is_torch_file(path)
+    except OSError as error:
+        raise InputError("a checkpoint that can be read", f"{path} ({error.strerror})", "check its rights") from error
+    check(not is_empty, "a checkpoint file", f"an empty file at {path}", "copy or download it again")
+    if is_torch:
+        checkpoint = unwrap(read_torch(path), str(path), weights)
+        empty = [name for name, tensor in checkpoint.tensors.items() if tensor.is_meta]
+        check(
+            not empty,
+            "tensors with values",
+            f"{path} with {len(empty)} on the meta device, which have none, the first {empty[0] if empty else ''!r}",
+            "save the state dict of a model that has its weights",
+        )
+        return checkpoint
     check(
         weights != "ema",
         "a file with a moving average of the weights",
         f"the safetensors file {path}, which has one state dict",
         "leave the choice of weights out",
     )
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Checkpoint(tensors=tensors, metadata=dict(file.metadata() or {}))
-    except SafetensorError as error:
-        raise InputError(
-            "a complete safetensors or PyTorch checkpoint",
-            f"{path}, which is truncated or of another kind ({error})",
-            "copy or download it again",
-        ) from error
+    tensors, metadata = read_safetensors(path)
+    check_readable(tensors, str(path))
+    return Checkpoint(tensors=tensors, metadata=metadata)
 
 
 def unwrap(content: object, source: str, weights: Weights = "auto") -> Checkpoint:
@@ -129,7 +111,8 @@ def unwrap(content: object, source: str, weights: Weights = "auto") -> Checkpoin
         weights: As in `read_checkpoint`.
 
     Raises:
-        InputError: If there is no such state dict.
+        InputError: If there is no such state dict, a key is no name, or a tensor is of a type that weights do not have
+            or shares its memory with another.
     """
     there = [name for name in _WRAPPERS["auto"] if isinstance(content, dict) and isinstance(content.get(name), Mapping)]
     fitting = [name for name in _WRAPPERS[weights] if name in there]
@@ -154,58 +137,11 @@ def unwrap(content: object, source: str, weights: Weights = "auto") -> Checkpoin
     )
     check(is_state, "a state dict (names to tensors)", f"{kind} in {source}", "save model.state_dict()")
     tensors = dict(cast("Mapping[str, Tensor]", content))
+    check_readable(tensors, source)
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     others = tuple(name for name in there if name != taken)
     return Checkpoint(tensors=tensors, metadata={}, taken=taken, others=others)
-
-
-def _numpy_number(dtype: np.dtype[Any], content: object = None) -> object:
-    """Make a NumPy number from its bytes, as its pickle asks for, and nothing that has a reference in it."""
-    if dtype.hasobject or not isinstance(content, bytes):
-        raise pickle.UnpicklingError(f"unsupported class: a NumPy number of type {dtype}")
-    return np.frombuffer(content, dtype)[0]
-
-
-_NUMBER_TYPES = ("?", "b", "h", "i", "l", "q", "B", "H", "I", "L", "Q", "e", "f", "d")
-
-# What training scripts store beside the weights; none of it does anything when it is made.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    (_numpy_number, "numpy.core.multiarray.scalar"),
-    (_numpy_number, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(code)) for code in _NUMBER_TYPES},
-]
-
-_REFUSALS = ("unsupported global", "unsupported class", "can only build")
-"""What torch's unpickler says of objects that it does not make."""
-
-
-def _read_torch(path: Path) -> object:
-    try:
-        # An open file, since torch goes by the name of a path: one that ends in .safetensors is not unpickled.
-        with path.open("rb") as file, safe_globals(_HARMLESS):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not any(reason in str(error).lower() for reason in _REFUSALS):
-            raise _damaged(path, error) from error
-        raise InputError(
-            "a checkpoint that holds tensors alone",
-            f"{path} with a pickled object, which could run code and was not loaded",
-            "save the state dict alone, with model.state_dict(), or as safetensors",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, struct.error) as error:
-        # What the unpickler meets in a damaged file decides which of them it raises.
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(
-        "a complete PyTorch checkpoint",
-        f"{path}, which is truncated or damaged ({(str(error).splitlines() or [type(error).__name__])[0]})",
-        "copy or download it again",
-    )
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -217,7 +153,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         source: Where the weights come from, for the message.
 
     Raises:
-        InputError: If a name is missing or too many, or a shape differs; the model is then unchanged.
+        InputError: If a name is missing or too many, a shape differs, a type is of another kind, or a value is not
+            finite; the model is then unchanged.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in state]
@@ -237,4 +174,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         f"{source} with {'; '.join(problems)}",
         "use the checkpoint of this model, with the same sizes and number of classes",
     )
+    check_types(own, state, {}, source)
+    check_values(state, {}, source, like=own)
     model.load_state_dict(dict(cast("Any", state)), strict=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import tyro
 
 from widefield._core.checks import nearest
+from widefield._core.configs import check_finite
 from widefield._core.errors import InputError
 
 Config = TypeVar("Config")
@@ -30,7 +31,7 @@ def parse(kind: type[Config], words: Sequence[str], *, command: str, default: Co
         The config. ``--help`` prints help and leaves with code 0.
 
     Raises:
-        InputError: If there is an unknown option, or a value that it cannot have.
+        InputError: If there is an unknown option, or a value that it cannot have, such as an infinite number.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
     told = io.StringIO()
@@ -50,6 +51,7 @@ def parse(kind: type[Config], words: Sequence[str], *, command: str, default: Co
         raise _bad_value(told.getvalue(), command) from None
     if unknown:
         raise _unknown_option(unknown, kind, command)
+    check_finite(config)
     return config
 
 

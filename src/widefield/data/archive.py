@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+import struct
 import tarfile
 import zipfile
 from typing import TYPE_CHECKING, NoReturn
 
 from widefield._core.checks import check
 from widefield._core.errors import InputError
-from widefield.data.image import is_hidden, is_image_name
+from widefield.data.image import check_size, is_hidden, is_image_name
 from widefield.data.store import HEAD_BYTES, signature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -79,12 +80,20 @@ class ZipStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: tuple[int, zipfile.ZipFile] | None = None
-        self._names = {_plain(name): name for name in self._archive().namelist()}
+        names = self._archive().namelist()
+        self._names = {_plain(name): name for name in names}
+        _tell_of_odd_names(path, names, len(self._names))
         self.tree = MemberTree(self._names)
 
     def read(self, member: str) -> bytes:
-        """Return the bytes of one member."""
-        return self._archive().read(self._names[member])
+        """Return the bytes of one member.
+
+        Raises:
+            ValueError: If it claims a size that no image has.
+        """
+        archive = self._archive()
+        check_size(archive.getinfo(self._names[member]).file_size)
+        return archive.read(self._names[member])
 
     def signature(self, member: str) -> str:
         """Return size and checksum of one member, as the archive states them."""
@@ -117,7 +126,12 @@ class TarStore:
         self.tree = MemberTree(self._extents)
 
     def read(self, member: str) -> bytes:
-        """Return the bytes of one member."""
+        """Return the bytes of one member.
+
+        Raises:
+            ValueError: If it claims a size that no image has.
+        """
+        check_size(self._extents[member][1])
         return read_extent(self.path, *self._extents[member])
 
     def signature(self, member: str) -> str:
@@ -132,6 +146,13 @@ def open_archive(path: Path) -> ZipStore | TarStore:
     Raises:
         InputError: If it is neither, compressed as a whole, or truncated.
     """
+    # Opening a named pipe would wait for ever.
+    check(
+        path.is_file(),
+        "a folder, a .zip or a .tar of images",
+        f"{str(path)!r}, which is no ordinary file",
+        "give the folder or archive that holds the images",
+    )
     if path.suffix.lower() == ".zip" or (path.suffix.lower() != ".tar" and zipfile.is_zipfile(path)):
         return ZipStore(path)
     check(
@@ -154,7 +175,7 @@ def tar_extents(path: Path) -> dict[str, tuple[int, int]]:
         end in a slash; in the order of the archive.
 
     Raises:
-        InputError: If it is no tar, is compressed, or is truncated.
+        InputError: If it is no tar, is compressed, is truncated, or has members that are stored with holes.
     """
     with path.open("rb") as file:
         magic = file.read(8)
@@ -166,10 +187,18 @@ def tar_extents(path: Path) -> dict[str, tuple[int, int]]:
     )
     extents: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
+    names: list[str] = []
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 name = _plain(member.name)
+                names.append(member.name)
+                check(
+                    not member.issparse(),
+                    "a tar whose members lie in it as they are",
+                    f"{str(path)!r} with the sparse member {member.name!r}",
+                    "pack it again without --sparse",
+                )
                 if member.isdir():
                     extents[f"{name}/"] = (0, 0)
                 elif member.islnk():
@@ -181,9 +210,18 @@ def tar_extents(path: Path) -> dict[str, tuple[int, int]]:
             end = archive.offset
     except tarfile.ReadError as error:
         _refuse(path, "tar", truncated="unexpected end" in str(error), error=error)
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, LookupError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        # What a damaged header makes of its numbers and texts decides which of them tarfile raises.
+        _refuse(path, "tar", truncated=True, error=error)
     # tarfile ends without a word at a missing or broken header; a whole archive ends in a block of zeros.
     if read_extent(path, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         _refuse(path, "tar", truncated=True, error=None)
+    size_bytes = path.stat().st_size
+    if any(offset + length > size_bytes for offset, length in extents.values()):
+        _refuse(path, "tar", truncated=True, error=None)
+    _tell_of_odd_names(path, names, len(set(names)))
     for name, target in links.items():
         if target in extents:
             extents[name] = extents[target]
@@ -204,10 +242,20 @@ def _plain(name: str) -> str:
     return posixpath.normpath(name).lstrip("/") + ("/" if name.endswith("/") else "")
 
 
+def _tell_of_odd_names(path: Path, names: Sequence[str], different: int) -> None:
+    """Warn of members that lead out of the archive and of names that it has more than once."""
+    # Nothing is ever unpacked: an absolute path is read as one from the top, what leads out of the archive is left out.
+    outside = [name for name in names if _plain(name).startswith("../")]
+    if outside:
+        _log.warning("%s: %d members lead out of it and are left out, such as %r", path, len(outside), outside[0])
+    if different < len(names):
+        _log.warning("%s: %d members have the name of another; the last of each is read", path, len(names) - different)
+
+
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, struct.error, ValueError, LookupError, EOFError, NotImplementedError) as error:
         with path.open("rb") as file:
             _refuse(path, "zip", truncated=file.read(4) == b"PK\x03\x04", error=error)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from widefield._core.checks import check
+from widefield._core.checks import check, check_range, check_seed
+from widefield.data.image import MOST_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LARGEST_SIDE = math.isqrt(MOST_PIXELS)
+"""Of square images, in pixels."""
+
+_MOST_IMAGES = 1 << 24
+_MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,13 @@ class DataConfig:
         _check_at_least("image_size", self.image_size, 1)
         _check_at_least("batch_size", self.batch_size, 1)
         _check_at_least("workers", self.workers, 0)
+        check_range("image_size", self.image_size, 1, LARGEST_SIDE, "lower it: no image decodes to more pixels")
+        check_range("batch_size", self.batch_size, 1, _MOST_IMAGES, "lower it")
+        check_range("workers", self.workers, 0, _MOST_WORKERS, "use about as many as the machine has cores")
+        check_seed("split_seed", self.split_seed)
+        for name in ("mean", "std"):
+            for value in getattr(self, name):
+                check_range(f"each {name}", value, -math.inf, math.inf)
         check(
             0 <= self.validation_fraction < 1,
             "validation_fraction between 0 and 1",
@@ -125,6 +140,7 @@ class AugmentationConfig:
             check(0 <= value <= 1, f"{name} between 0 and 1", f"{value}", "give a share, such as 0.1")
         for name in ("color_jitter", "mixup", "cutmix", "affine_degrees"):
             _check_at_least(name, getattr(self, name), 0)
+            check_range(name, getattr(self, name), 0, math.inf)
         _check_at_least("random_erasing_count", self.random_erasing_count, 1)
         check(
             0 <= self.affine_scale < 1,
@@ -139,7 +155,7 @@ class AugmentationConfig:
             "give the smallest and largest share, such as 0.08 1.0",
         )
         check(
-            0 < self.crop_ratio[0] <= self.crop_ratio[1],
+            0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf,
             "crop_ratio as two rising positive numbers",
             f"{self.crop_ratio}",
             "give the smallest and largest ratio, such as 0.75 1.33",

@@ -69,7 +69,7 @@ class HuggingFaceSource:
 
 
 def hugging_face_parts(location: str) -> dict[str, Callable[[], HuggingFaceSource]]:
-    """Open a data set of the `datasets` library; nothing is downloaded.
+    """Open a data set of the `datasets` library; nothing is downloaded, and no code of the data set is run.
 
     Args:
         location: A folder written by `save_to_disk`, a folder that `load_dataset` reads (parquet files, class folders),
@@ -82,6 +82,12 @@ def hugging_face_parts(location: str) -> dict[str, Callable[[], HuggingFaceSourc
         InputError: If it cannot be opened, or has no split for training, validation or test.
         MissingExtraError: If `datasets` is not installed.
     """
+    check(
+        "://" not in location,
+        "a Hugging Face data set on this machine",
+        f"the address {location!r}",
+        "download it and give its folder",
+    )
     datasets = require("datasets", "hf", "reading Hugging Face data sets")
     folder = Path(location).expanduser()
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
@@ -92,6 +98,8 @@ def hugging_face_parts(location: str) -> dict[str, Callable[[], HuggingFaceSourc
             opened = datasets.load_dataset(
                 str(folder) if folder.exists() else location,
                 download_config=datasets.DownloadConfig(local_files_only=True),
+                # Refused by itself from version 4 on, a question on the terminal before.
+                trust_remote_code=False,
             )
     except Exception as error:  # The library lets errors of all its file systems and formats through.
         raise InputError(

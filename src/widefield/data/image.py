@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import stat
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,6 +23,12 @@ IMAGE_EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """Lower-case file extensions that count as images; anything else is passed over."""
+
+MOST_PIXELS = 178_956_970
+"""Pixels beyond which an image is taken for a decompression bomb: Pillow's own limit for an error."""
+
+MOST_BYTES = 1 << 30
+"""Size of an encoded image beyond which it is not read: more than so many pixels need without any compression."""
 
 _ORIENTATION_TAG = 0x0112
 
@@ -47,10 +56,49 @@ def read_image(path: str | Path) -> Image.Image:
         UndecodableImageError: If the file is missing or is no image that can be decoded.
     """
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UndecodableImageError.of(str(path), error.strerror or type(error).__name__) from error
+        content = read_regular_file(Path(path))
+    except (OSError, ValueError) as error:
+        raise UndecodableImageError.of(str(path), getattr(error, "strerror", None) or str(error)) from error
     return decode_image(content, str(path))
+
+
+def read_regular_file(path: Path) -> bytes:
+    """Return the bytes of an ordinary file; see `open_regular_file` for what is none."""
+    with open_regular_file(path) as file:
+        return file.read(MOST_BYTES)
+
+
+def open_regular_file(path: Path) -> BinaryIO:
+    """Open an ordinary file to be read; of anything else not one byte is read, and opening it does not wait.
+
+    Args:
+        path: The file, or a link to it.
+
+    Raises:
+        OSError: If there is none, or it cannot be read.
+        ValueError: If it is a folder, a named pipe, a device or a socket, or larger than `MOST_BYTES`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = open(descriptor, "rb")  # noqa: SIM115 the caller closes it
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("no ordinary file, but a folder, a named pipe or a device")
+        check_size(status.st_size)
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def check_size(size_bytes: int) -> None:
+    """Raise for an encoded image that claims to be larger than one can be.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if size_bytes > MOST_BYTES:
+        raise ValueError(f"{size_bytes:,} bytes, more than the {MOST_BYTES:,} that an image can have")
 
 
 def decode_image(content: bytes, name: str, fix: str = IN_A_DATA_SET) -> Image.Image:
@@ -70,6 +118,9 @@ def decode_image(content: bytes, name: str, fix: str = IN_A_DATA_SET) -> Image.I
     # Damaged bytes make Pillow's decoders raise nearly every exception there is, not only OSError.
     try:
         with Image.open(io.BytesIO(content)) as image:
+            # Before its pixels are unpacked; Pillow's own limit may have been lifted by another library.
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, which could be a decompression bomb")
             image.load()
             return to_rgb(_upright(image, name))
     except Image.UnidentifiedImageError as error:
@@ -131,8 +182,8 @@ def label_names(path: str | Path) -> tuple[str, ...]:
     """
     fix = 'write {"classes": ["first", "second", ...]}, or rename the file if it is about something else'
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_regular_file(Path(path)).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError("a JSON list of class names", f"{str(path)!r}, which cannot be read ({error})", fix) from error
     names = content.get("classes") if isinstance(content, dict) else content
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

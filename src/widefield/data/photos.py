@@ -63,7 +63,7 @@ class Photos:
         """Return size and checksum of an image, without reading all of it; nothing if it cannot be read."""
         try:
             return self._store.signature(self.members[index])
-        except OSError:
+        except (OSError, ValueError):
             return ""
 
 

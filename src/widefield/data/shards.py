@@ -16,7 +16,7 @@ from widefield._core.extras import require
 from widefield.data.archive import read_extent, tar_extents
 from widefield.data.errors import UndecodableImageError
 from widefield.data.folder import SPLIT_NAMES
-from widefield.data.image import decode_image, is_image_name, label_names
+from widefield.data.image import check_size, decode_image, is_image_name, label_names
 from widefield.data.store import HEAD_BYTES, signature
 
 if TYPE_CHECKING:
@@ -62,9 +62,10 @@ class ShardSource:
         """Return image number `index` and its class index; see `ImageSource.load`."""
         sample, name = self._samples[index], self.name(index)
         try:
+            check_size(sample.size_bytes)
             content = read_extent(self._shards[sample.shard], sample.offset, sample.size_bytes)
-        except OSError as error:
-            raise UndecodableImageError.of(name, error.strerror or type(error).__name__) from error
+        except (OSError, ValueError) as error:
+            raise UndecodableImageError.of(name, getattr(error, "strerror", None) or str(error)) from error
         return decode_image(content, name), int(self.targets[index])
 
     def name(self, index: int) -> str:
@@ -175,7 +176,7 @@ def _label(sidecars: dict[str, bytes], name: str) -> int | str:
         elif "json" in sidecars:
             fields = json.loads(sidecars["json"])
             value = next((fields[field] for field in _LABEL_FIELDS if field in fields), None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         value = None
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
         return int(value)

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Protocol
 
-from widefield.data.image import is_hidden, is_image_name
+from widefield.data.image import is_hidden, is_image_name, open_regular_file, read_regular_file
 
 HEAD_BYTES = 16384
 """Bytes of a file that its signature looks at."""
@@ -52,6 +52,9 @@ class ImageStore(Protocol):
 class DiskTree:
     """Folders and images of a folder on disk; nothing is listed before it is asked for.
 
+    Symbolic links are followed, also out of the folder, since data sets are often linked together; one that leads back
+    to a folder it lies in is left out.
+
     Args:
         root: The folder.
     """
@@ -67,13 +70,14 @@ class DiskTree:
     def images(self, prefix: str) -> list[str]:
         """Return the paths, from the root, of all images below `prefix`, sorted."""
         found: list[str] = []
-        walked: set[str] = set()
+        above: dict[str, tuple[str, ...]] = {}
         for folder, names, files in os.walk(self._root / prefix, followlinks=True):
             real = os.path.realpath(folder)
-            if real in walked:  # a link back to where we have been
+            around = above.get(os.path.dirname(folder), ())
+            if real in around:  # a link back to a folder that it lies in
                 names.clear()
                 continue
-            walked.add(real)
+            above[folder] = (*around, real)
             names[:] = [name for name in names if not is_hidden(name)]
             inside = Path(folder).relative_to(self._root)
             found.extend((inside / file).as_posix() for file in files if is_image_name(file) and not is_hidden(file))
@@ -92,10 +96,10 @@ class DiskStore:
         self.tree = DiskTree(path)
 
     def read(self, member: str) -> bytes:
-        """Return the bytes of one image."""
-        return (self.path / member).read_bytes()
+        """Return the bytes of one image; see `read_regular_file` for what is none."""
+        return read_regular_file(self.path / member)
 
     def signature(self, member: str) -> str:
         """Return the size of one image and a checksum of its first bytes."""
-        with (self.path / member).open("rb") as file:
+        with open_regular_file(self.path / member) as file:
             return signature(os.fstat(file.fileno()).st_size, file.read(HEAD_BYTES))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from widefield._core.checks import check
+from widefield._core.checks import check, check_range, check_seed
+
+_MOST = 1_000_000
+"""Epochs, or batches of one update, beyond which a number can only be a slip."""
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:
@@ -42,7 +46,23 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check(self.lr > 0, "a positive learning rate", f"{self.lr:g}", "set optimizer.lr above 0")
-        _check_at_least("optimizer.weight_decay", self.weight_decay, 0)
+        check_range("optimizer.lr", self.lr, 0, math.inf)
+        check_range("optimizer.weight_decay", self.weight_decay, 0, math.inf)
+        for name, value in (("momentum", self.momentum), *(("betas", beta) for beta in self.betas or ())):
+            check(
+                0 <= value < 1,
+                f"optimizer.{name} of at least 0 and below 1",
+                f"{value:g}",
+                "give the share of the past that a step keeps, such as 0.9",
+            )
+        if self.eps is not None:
+            check_range("optimizer.eps", self.eps, 0, math.inf)
+        check(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            "optimizer.layer_decay above 0 and at most 1",
+            f"{self.layer_decay}",
+            "give the factor from each layer to the one below, such as 0.9, or None",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +184,11 @@ class TrainerConfig:
     """Log to Weights & Biases as well; needs widefield[wandb]."""
 
     def __post_init__(self) -> None:
+        check_seed("trainer.seed", self.seed)
         for name in ("epochs", "accumulate_steps", "keep_checkpoints", "log_every_steps"):
             _check_at_least(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("epochs", "accumulate_steps"):
+            check_range(f"trainer.{name}", getattr(self, name), 1, _MOST, "lower it")
         if self.checkpoint_every_steps is not None:
             _check_at_least("trainer.checkpoint_every_steps", self.checkpoint_every_steps, 1)
         if self.skip_nonfinite is not None:
@@ -201,8 +224,8 @@ class TrainerConfig:
             "change them, or use trainer.sharding none",
         )
         check(
-            self.clip_norm is None or self.clip_norm > 0,
+            self.clip_norm is None or 0 < self.clip_norm < math.inf,
             "a positive trainer.clip_norm",
             f"{self.clip_norm}",
-            "raise it, or use None for no clipping",
+            "give the largest norm, or use None for no clipping",
         )

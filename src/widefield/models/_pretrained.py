@@ -14,6 +14,7 @@ from widefield._core.checks import check
 from widefield.checkpoints.comparison import check_whole
 from widefield.checkpoints.files import unwrap
 from widefield.checkpoints.recognise import Recognised, recognise
+from widefield.checkpoints.tensors import check_types, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def pretrained_filter(content: Mapping[str, Any], model: nn.Module) -> dict[str,
         Our names to tensors.
 
     Raises:
-        InputError: If the checkpoint is not recognised, is merged, is not whole, or belongs to another network.
+        InputError: If the checkpoint is not recognised, is merged, is not whole, belongs to another network, or
+            holds what is not finite.
     """
     tensors = unwrap(content, _SOURCE).tensors
     recognised = recognise(tensors, _SOURCE)
@@ -54,6 +56,8 @@ def pretrained_filter(content: Mapping[str, Any], model: nn.Module) -> dict[str,
     } | _shapes_of_what_timm_adapts(state, model)
     expected |= {name: tensor.shape for name, tensor in state.items() if name.startswith("feature_norms.")}
     check_whole(expected, recognised.naming, tensors, _SOURCE)
+    check_types(own, state, recognised.naming.names, _SOURCE)
+    check_values(state, recognised.naming.names, _SOURCE)
     if kept:
         logger.warning("%s has no %s for this model: these start new", _SOURCE, ", ".join(sorted(kept)))
     return {name: state[name] if name in state and name not in kept else own[name] for name in own}

@@ -21,6 +21,7 @@ from widefield.checkpoints.comparison import check_whole
 from widefield.checkpoints.files import Weights, read_checkpoint, unwrap
 from widefield.checkpoints.layouts import Family
 from widefield.checkpoints.recognise import Recognised, recognise
+from widefield.checkpoints.tensors import check_types, check_values
 from widefield.models import replknet, slak, unireplknet
 from widefield.models._merged_form import units_to_fold
 from widefield.reparam import fold
@@ -61,8 +62,8 @@ def read_published(source: str | PathLike[str] | Mapping[str, Any], weights: Wei
         weights: Which state dict of a file to take, see `widefield.checkpoints.files.read_checkpoint`.
 
     Raises:
-        InputError: If it cannot be read, is not recognised, or a name or a shape differs from the network's; they are
-            named.
+        InputError: If it cannot be read, is not recognised, a name, a shape or a kind of type differs from the
+            network's, or a value is not finite; they are named.
     """
     return _read(source, weights)[0]
 
@@ -89,7 +90,8 @@ def load_published(
         The network in evaluation mode.
 
     Raises:
-        InputError: If the checkpoint cannot be read, is not recognised, is not whole, or does not fit `model_kwargs`.
+        InputError: If the checkpoint cannot be read, is not recognised, is not whole, holds what is not finite, or does
+            not fit `model_kwargs`.
     """
     published, model = _read(source, weights)
     recognised = published.recognised
@@ -121,8 +123,10 @@ def _read(source: str | PathLike[str] | Mapping[str, Any], weights: Weights) -> 
     tensors = recognised.ours(content.tensors)
     variant = _variant_of(recognised)
     model = _shell(recognised, variant, tensors, {})
-    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    check_whole(expected, recognised.naming, content.tensors, name)
+    own = model.state_dict()
+    check_whole({key: tensor.shape for key, tensor in own.items()}, recognised.naming, content.tensors, name)
+    check_types(own, tensors, recognised.naming.names, name)
+    check_values(tensors, recognised.naming.names, name)
     published = Published(
         recognised=recognised, tensors=tensors, variant=variant, taken=content.taken, others=content.others
     )

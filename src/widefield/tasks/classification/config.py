@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
-from widefield._core.checks import check
+from widefield._core.checks import check, check_range
 from widefield._core.configs import from_plain, to_plain
 from widefield._core.errors import InputError
 from widefield.data import AugmentationConfig, DataConfig
@@ -48,8 +50,12 @@ class ModelConfig:
     """Recompute blocks in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
+        for name in ("drop_rate", "drop_path_rate"):
+            check_range(f"model.{name}", getattr(self, name), 0, 1, "give a probability, such as 0.1")
+        least = min(_sizes(self.kernel_sizes), default=0)
+        check(least >= 0, "model.kernel_sizes that are odd", f"{least}", "use 3 or more")
         check(
-            self.head_init_scale > 0,
+            0 < self.head_init_scale < math.inf,
             "a positive model.head_init_scale",
             f"{self.head_init_scale:g}",
             "use 1 to leave the classifier's first weights as they are",
@@ -125,6 +131,15 @@ class RunConfig:
     sparsity: SparsityConfig | None = None
     """Train with a share of the weights at zero; None for a dense network."""
 
+    def __post_init__(self) -> None:
+        largest, side = max(_sizes(self.model.kernel_sizes), default=0), self.data.image_size
+        check(
+            largest < 2 * side,
+            f"kernels of at most {2 * side - 1} for images of {side} px, beyond which no tap meets a pixel",
+            f"model.kernel_sizes with {largest}",
+            "lower them, or raise data.image_size",
+        )
+
     @property
     def update_batch(self) -> int:
         """Images behind one optimizer update, over all processes and accumulated batches."""
@@ -151,7 +166,7 @@ def read_config(path: Path) -> RunConfig:
     check(path.is_file(), "a config file", f"no file at {path}", "check the path")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError("a config file in YAML", f"{path} ({reason})", "mend it or start from a recipe") from error
     return from_plain(RunConfig, values)
@@ -176,11 +191,16 @@ def _sizes_of_stage(option: str, sizes: Any) -> Any:
     return tuple(map(int, pattern[1].split("-"))) * int(pattern[2])
 
 
+def _sizes(kernel_sizes: Sequence[int | Sequence[int]] | None) -> list[int]:
+    """All kernel sizes, whether they are for stages or for single blocks."""
+    return [size for stage in kernel_sizes or () for size in ((stage,) if isinstance(stage, int) else stage)]
+
+
 def _plain_value(option: str, text: str) -> Any:
     """Read the value of an option as YAML does: numbers, true and false, null, lists."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             "model.options with values as in YAML", repr(option), "write numbers, words, true, false or [1, 2]"
         ) from error
