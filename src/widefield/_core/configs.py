@@ -15,8 +15,16 @@ from widefield._core.checks import check, check_name
 
 Config = TypeVar("Config")
 
-# Whole for what people write; what a hostile file repeats a million times is cut.
-_shown = reprlib.Repr(maxstring=200, maxother=200, maxlong=100).repr
+
+def _repr_of_what_people_write() -> reprlib.Repr:
+    """Whole for what people write; what a hostile file repeats a million times is cut."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    short.maxlong = 100
+    return short
+
+
+_shown = _repr_of_what_people_write().repr
 
 
 def to_plain(config: Any) -> Any:

@@ -111,8 +111,8 @@ def unwrap(content: object, source: str, weights: Weights = "auto") -> Checkpoin
         weights: As in `read_checkpoint`.
 
     Raises:
-        InputError: If there is no such state dict, a key is no name, or a tensor is of a type that weights do not have
-            or shares its memory with another.
+        InputError: If there is no such state dict, a key is no name, or a tensor is of a type that weights do
+            not have.
     """
     there = [name for name in _WRAPPERS["auto"] if isinstance(content, dict) and isinstance(content.get(name), Mapping)]
     fitting = [name for name in _WRAPPERS[weights] if name in there]

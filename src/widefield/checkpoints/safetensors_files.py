@@ -16,7 +16,7 @@ from torch import Tensor, uint8
 from widefield._core.checks import check
 from widefield._core.files import write_atomically
 from widefield.checkpoints.kinds import refuse_other
-from widefield.checkpoints.tensors import check_readable
+from widefield.checkpoints.tensors import check_readable, check_unshared
 
 CHECKSUM = "widefield-sha256"
 """Key of the header under which the checksum lies."""
@@ -39,8 +39,10 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         InputError: If two names share memory, or a tensor is of a type that weights do not have.
     """
-    check_readable(tensors, f"what is to be written to {path}")
+    # A view of one element on many places is written out in full.
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_readable(flat, f"what is to be written to {path}")
+    check_unshared(flat, f"what is to be written to {path}")
     strings = dict(metadata or {})
     strings[CHECKSUM] = _checksum(flat, strings)
 

@@ -22,12 +22,14 @@ _NON_NEGATIVE = ".running_var"
 def check_readable(tensors: Mapping[Any, Tensor], source: str) -> None:
     """Raise unless these are names and dense tensors of types that weights, buffers and masks have.
 
+    Two names may stand for the same memory, see `check_unshared`.
+
     Args:
         tensors: The state dict.
         source: Where it comes from, for the message.
 
     Raises:
-        InputError: With the names of what is not a name, of another type, or shares its memory with another.
+        InputError: With the names of what is not a name, of another type, or has elements that share memory.
     """
     odd = [repr(name) for name in tensors if not isinstance(name, str)]
     check(not odd, "a state dict whose keys are names", f"{source} with {_told(odd)}", "save model.state_dict()")
@@ -38,11 +40,26 @@ def check_readable(tensors: Mapping[Any, Tensor], source: str) -> None:
         f"{source} with {_told([f'{name!r} of {kind}' for name, kind in kinds.items()])}",
         "write them in one of these types, as model.state_dict() has them",
     )
+    folded = [repr(name) for name, tensor in tensors.items() if _reach(tensor) is None]
+    check(
+        not folded,
+        "tensors whose elements have memory of their own",
+        f"{source} with {_told(folded)}",
+        "save {name: tensor.contiguous() for each}",
+    )
+
+
+def check_unshared(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise if two names stand for the same memory, wholly or in part.
+
+    Raises:
+        InputError: With the names.
+    """
     shared = [" and ".join(map(repr, names)) for names in _overlapping(tensors)]
     check(
         not shared,
         "tensors that have memory of their own",
-        f"{source}, where some tensors share memory: {_told(shared)}",
+        f"{source} (Some tensors share memory: {_told(shared)})",
         "save {name: tensor.clone() for each}, if they are meant to be equal",
     )
 
@@ -128,22 +145,25 @@ def _odd_kind(tensor: Tensor) -> str | None:
     return None
 
 
+def _reach(tensor: Tensor) -> int | None:
+    """How many places from its first to its last element, or none if two of them may be at the same."""
+    steps = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    reach = 1
+    for stride, size in steps if tensor.numel() else ():
+        # Dense in some order of its axes: each step is as long as what the shorter ones reach, or longer.
+        if stride < reach:
+            return None
+        reach += stride * (size - 1)
+    return reach
+
+
 def _overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
-    """Names of tensors that overlap within themselves, and pairs of names that overlap."""
+    """Pairs of names of tensors that overlap."""
     found: list[tuple[str, ...]] = []
     storages: dict[int, list[tuple[int, int, str]]] = {}
     for name, tensor in tensors.items():
-        if tensor.numel() == 0 or tensor.is_meta:
-            continue
-        steps = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
-        # Dense in some order of its axes: each step is as long as what the shorter ones reach, or longer.
-        reach = 1
-        for stride, size in steps:
-            if stride < reach:
-                found.append((name,))
-                break
-            reach += stride * (size - 1)
-        else:
+        reach = _reach(tensor)
+        if tensor.numel() and not tensor.is_meta and reach is not None:
             first = tensor.storage_offset() * tensor.element_size()
             span = (first, first + reach * tensor.element_size(), name)
             storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(span)

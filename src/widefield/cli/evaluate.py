@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import tyro
 
 from widefield._core.checks import check
-from widefield._core.errors import InputError
+from widefield._core.errors import InputError, RunError
 from widefield._core.plain_text import visible
 from widefield.cli.arguments import parse
 from widefield.cli.terminal import Terminal, progress_bar
@@ -83,6 +84,11 @@ def run(words: Sequence[str]) -> None:
             model.to(device), loader, len(card.classes), device, on_batch=lambda n: progress.advance(bar, n)
         )
     loader.close()
+    if not math.isfinite(result.loss):
+        raise RunError(
+            f"Expected finite outputs of {arguments.checkpoint}, but got NaN or infinity, which have no score: "
+            "use another checkpoint."
+        )
     console.print(visible(f"{card.model.name} ({card.form}) on the {split} split of {data.root}"), soft_wrap=True)
     if loader.num_skipped:
         console.print(f"left out {loader.num_skipped} images that could not be decoded")

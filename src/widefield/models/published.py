@@ -21,7 +21,7 @@ from widefield.checkpoints.comparison import check_whole
 from widefield.checkpoints.files import Weights, read_checkpoint, unwrap
 from widefield.checkpoints.layouts import Family
 from widefield.checkpoints.recognise import Recognised, recognise
-from widefield.checkpoints.tensors import check_types, check_values
+from widefield.checkpoints.tensors import check_types, check_unshared, check_values
 from widefield.models import replknet, slak, unireplknet
 from widefield.models._merged_form import units_to_fold
 from widefield.reparam import fold
@@ -125,6 +125,7 @@ def _read(source: str | PathLike[str] | Mapping[str, Any], weights: Weights) -> 
     model = _shell(recognised, variant, tensors, {})
     own = model.state_dict()
     check_whole({key: tensor.shape for key, tensor in own.items()}, recognised.naming, content.tensors, name)
+    check_unshared(tensors, name)
     check_types(own, tensors, recognised.naming.names, name)
     check_values(tensors, recognised.naming.names, name)
     published = Published(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,60 +18,58 @@ from widefield.checkpoints.files import load_weights, read_weights, write_weight
 from widefield.checkpoints.recognise import recognise
 from widefield.data import DataConfig
 from widefield.models import create_model
+from widefield.models.size import check_size
 from widefield.reparam import fold
+from widefield.tasks.classification.card_rules import ClassifierCard as ClassifierCard
+from widefield.tasks.classification.card_rules import Form as Form
+from widefield.tasks.classification.card_rules import check_card, without_sources
 from widefield.tasks.classification.config import ModelConfig
 
 logger = logging.getLogger(__name__)
-
-Form = Literal["branched", "merged"]
 
 _HEADER = "widefield"
 _FILES: dict[Form, str] = {"branched": "model.safetensors", "merged": "merged.safetensors"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierCard:
-    """What a classifier's file says of itself."""
-
-    model: ModelConfig
-    """The network."""
-    data: DataConfig
-    """The data it was trained on, and how images are prepared."""
-    classes: tuple[str, ...]
-    """Name of each output."""
-    form: Form = "branched"
-    """Train form or inference form."""
-    split: Literal["validation", "test"] | None = "validation"
-    """The split that its run was scored on; None if there was none to score on."""
-
-
-def make_classifier(config: ModelConfig, num_classes: int) -> nn.Module:
+def make_classifier(config: ModelConfig, num_classes: int, *, copies: int = 1) -> nn.Module:
     """Make the network of a config with random weights.
 
     Args:
         config: The network.
         num_classes: Outputs.
+        copies: How many times its parameters are going to be held in memory, as for their gradients.
 
     Returns:
         The model in training mode.
 
     Raises:
-        InputError: If there is no such model, or it does not take a setting.
+        InputError: If there is no such model, it does not take a setting, or with these settings it does not fit into
+            the memory of this machine.
     """
     arguments: dict[str, Any] = {"num_classes": num_classes, **config.arguments()}
+
+    def make() -> nn.Module:
+        return create_model(config.name, **arguments)
+
     try:
-        model = create_model(config.name, **arguments)
+        if config.kernel_sizes or config.options:
+            check_size(make, f"{config.name} with {_told(arguments)}", copies)
+        model = make()
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"settings that {config.name} takes",
-            f"{', '.join(f'{name}={value}' for name, value in arguments.items())} ({error})",
+            f"{_told(arguments)} ({error})",
             "change or leave out model.kernel_sizes, model.drop_path_rate, model.head_init_scale or model.options",
         ) from error
     if config.grad_checkpointing:
         cast("Any", model).set_grad_checkpointing(True)
     return model
+
+
+def _told(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
 
 def start_from(model: nn.Module, path: Path) -> None:
@@ -86,7 +84,7 @@ def start_from(model: nn.Module, path: Path) -> None:
     """
     file = find_checkpoint(path, "branched")
     state, header = read_weights(file)
-    card = _read_card(header)
+    card = _read_card(header, file)
     check(
         card is None or card.form == "branched",
         "a checkpoint in train form to start from",
@@ -103,8 +101,8 @@ def start_from(model: nn.Module, path: Path) -> None:
 
 
 def save_classifier(path: Path, weights: dict[str, torch.Tensor], card: ClassifierCard) -> None:
-    """Write weights and card as one safetensors file, atomically."""
-    write_weights(path, weights, {_HEADER: json.dumps(to_plain(card))})
+    """Write weights and card as one safetensors file, atomically; of where weights came from the card says nothing."""
+    write_weights(path, weights, {_HEADER: json.dumps(to_plain(without_sources(card)))})
 
 
 def load_classifier(path: Path, form: Form = "branched", model: str | None = None) -> tuple[nn.Module, ClassifierCard]:
@@ -123,7 +121,7 @@ def load_classifier(path: Path, form: Form = "branched", model: str | None = Non
     """
     file = find_checkpoint(path, form)
     state, header = read_weights(file)
-    card = _read_card(header)
+    card = _read_card(header, file)
     if card is None:
         check(
             model is not None,
@@ -138,6 +136,7 @@ def load_classifier(path: Path, form: Form = "branched", model: str | None = Non
         f"{file}, which is one of {card.model.name}",
         f"leave out --model or use --model {card.model.name}",
     )
+    check_card(card, file, model)
     network = make_classifier(replace(card.model, weights=None, grad_checkpointing=False), len(card.classes)).eval()
     if card.form == "merged":
         fold(network)
@@ -164,8 +163,20 @@ def find_checkpoint(path: Path, form: Form) -> Path:
     return file
 
 
-def _read_card(header: dict[str, str]) -> ClassifierCard | None:
-    return from_plain(ClassifierCard, json.loads(header[_HEADER])) if _HEADER in header else None
+def _read_card(header: dict[str, str], file: Path) -> ClassifierCard | None:
+    if _HEADER not in header:
+        return None
+    try:
+        return from_plain(ClassifierCard, json.loads(header[_HEADER]))
+    except InputError as error:
+        reason = f"expected {error.expected}, but got {error.got}"
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(
+        "a classifier's card in the header of its file, as widefield writes it",
+        f"{file} with another ({reason})",
+        "copy or download the file again, or write it with this version of widefield",
+    )
 
 
 def _in_our_names(state: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:

@@ -19,6 +19,9 @@ from widefield.engine import EmaConfig, OptimizerConfig, ScheduleConfig, Trainer
 from widefield.sparsity.config import SparsityConfig
 from widefield.tasks.distillation.config import DistillationConfig
 
+_LARGEST_NUMBER = 1_000_000
+_LONGEST_LIST = 1_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -109,6 +112,12 @@ class ModelConfig:
                 repr(option),
                 "leave it out for the model's own default, or give a value",
             )
+            check(
+                not _has_absurd_number(arguments[name]),
+                f"model.options with numbers of at most {_LARGEST_NUMBER:,}",
+                repr(option[:200]),
+                "lower it",
+            )
         return arguments
 
 
@@ -189,6 +198,13 @@ def _sizes_of_stage(option: str, sizes: Any) -> Any:
             "write one of these for each stage",
         )
     return tuple(map(int, pattern[1].split("-"))) * int(pattern[2])
+
+
+def _has_absurd_number(value: object) -> bool:
+    """Whether a number is infinite, NaN, or larger than any size of a network, also within a list."""
+    if isinstance(value, list):
+        return any(_has_absurd_number(item) for item in value[:_LONGEST_LIST]) or len(value) > _LONGEST_LIST
+    return isinstance(value, int | float) and not abs(value) <= _LARGEST_NUMBER
 
 
 def _sizes(kernel_sizes: Sequence[int | Sequence[int]] | None) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from widefield._core.checks import check
+from widefield._core.errors import RunError
 from widefield.data import evaluation_transform, read_image
 from widefield.tasks.classification.card import ClassifierCard
 
@@ -38,6 +39,7 @@ def predict(model: nn.Module, card: ClassifierCard, images: Sequence[Path], top:
 
     Raises:
         InputError: If `top` is not positive, or a file is missing or cannot be decoded.
+        RunError: If the network gives numbers that are not finite.
     """
     check(top >= 1, "at least one class to return", f"{top}", "use a number from 1")
     transform = evaluation_transform(card.data)
@@ -45,7 +47,13 @@ def predict(model: nn.Module, card: ClassifierCard, images: Sequence[Path], top:
     predictions: list[Prediction] = []
     for path in images:
         batch = transform(read_image(path)).unsqueeze(0).to(device)
-        values, indices = model(batch).float().softmax(1)[0].topk(min(top, len(card.classes)))
+        logits = model(batch).float()
+        if not bool(torch.isfinite(logits).all()):
+            raise RunError(
+                f"Expected finite outputs for {str(path)!r}, but got NaN or infinity: the weights are too large for "
+                "this network, use another checkpoint."
+            )
+        values, indices = logits.softmax(1)[0].topk(min(top, len(card.classes)))
         predictions.append(
             Prediction(
                 image=path,

@@ -35,6 +35,7 @@ from widefield.tasks.classification.config import RunConfig
 from widefield.tasks.classification.distillation import start_distillation
 from widefield.tasks.classification.evaluation import Evaluation, evaluate
 from widefield.tasks.classification.figures import draw_confusion, draw_curves
+from widefield.tasks.classification.footprint import check_step_fits
 from widefield.tasks.classification.origin import RunOrigin
 from widefield.tasks.classification.skipped_images import SkippedImages
 from widefield.tasks.classification.space import needed_bytes
@@ -126,8 +127,17 @@ def _train(
     )
     seed_everything(config.trainer.seed)
     classes = splits.train.classes
-    model = make_classifier(config.model, len(classes))
+    # On a CPU the weights and their gradients share one memory.
+    model = make_classifier(config.model, len(classes), copies=2 if accelerator.device.type == "cpu" else 1)
     check_image_size(model, config.data.image_size)
+    check_step_fits(
+        model,
+        config.data.image_size,
+        max(config.data.batch_size // world_size, 1),
+        accelerator.device,
+        is_low_precision=config.trainer.precision != "no",
+        keeps_inputs=not config.model.grad_checkpointing,
+    )
     if config.model.weights is not None:
         start_from(model, Path(config.model.weights))
     distillation = None
