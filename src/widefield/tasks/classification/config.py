@@ -87,6 +87,12 @@ class ModelConfig:
                 "write for instance --model.options shortcut=false small_kernel_size=3",
             )
             value = _plain_value(option, text)
+            check(
+                not _has_absurd_number(value),
+                f"model.options with numbers of at most {_LARGEST_NUMBER:,}",
+                repr(option[:200]),
+                "lower it",
+            )
             if name == "kernel_sizes" and _is_of_blocks(value):
                 check(
                     self.kernel_sizes is None,
@@ -111,12 +117,6 @@ class ModelConfig:
                 "model.options with a value",
                 repr(option),
                 "leave it out for the model's own default, or give a value",
-            )
-            check(
-                not _has_absurd_number(arguments[name]),
-                f"model.options with numbers of at most {_LARGEST_NUMBER:,}",
-                repr(option[:200]),
-                "lower it",
             )
         return arguments
 
@@ -202,8 +202,9 @@ def _sizes_of_stage(option: str, sizes: Any) -> Any:
 
 def _has_absurd_number(value: object) -> bool:
     """Whether a number is infinite, NaN, or larger than any size of a network, also within a list."""
-    if isinstance(value, list):
-        return any(_has_absurd_number(item) for item in value[:_LONGEST_LIST]) or len(value) > _LONGEST_LIST
+    if isinstance(value, list | tuple):
+        items = cast("Sequence[object]", value)
+        return len(items) > _LONGEST_LIST or any(map(_has_absurd_number, items))
     return isinstance(value, int | float) and not abs(value) <= _LARGEST_NUMBER
 
 
