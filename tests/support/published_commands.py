@@ -126,8 +126,9 @@ def _distilled(stated: Stated, published: str) -> str:
     if taught.teacher is None:
         return "None"
     # The code's class has its own weight of the other classes and its own temperature, both 1.
-    weights = (taught.target_weight, taught.weight, taught.temperature, taught.non_target_weight)
-    return taught.method.upper() if weights == (0, 1, 1, 1) else f"{taught.method} with {weights}"
+    weights = (taught.target_weight, taught.nkd_weight, taught.nkd_temperature, taught.non_target_weight)
+    methods = "+".join(taught.methods)
+    return methods.upper() if weights == (0, 1, 1, 1) else f"{methods} with {weights}"
 
 
 def _of_plain_distillation(stated: Stated, published: float) -> float:

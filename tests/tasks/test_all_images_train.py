@@ -76,7 +76,7 @@ def sparse(config: RunConfig, teacher: Path) -> RunConfig:
 
 
 def taught(config: RunConfig, teacher: Path) -> RunConfig:
-    return replace(config, distillation=DistillationConfig(teacher=str(teacher), method="kd"))
+    return replace(config, distillation=DistillationConfig(teacher=str(teacher), methods=("kd",)))
 
 
 @pytest.mark.parametrize("change", [sparse, taught])

@@ -51,7 +51,7 @@ def _taught(recipe: str, variant: str, batch_size: int) -> RunConfig:
         model=replace(base.model, kernel_sizes=(7, 7, 7, 7), options=("small_kernel_size=7",)),
         ema=replace(base.ema, evaluate=False),
         distillation=DistillationConfig(
-            teacher=f"runs/slak_{variant}_in1k_300ep", method="nkd", target_weight=0.0, non_target_weight=1.0
+            teacher=f"runs/slak_{variant}_in1k_300ep", methods=("nkd",), target_weight=0.0, non_target_weight=1.0
         ),
     )
 
