@@ -5,7 +5,6 @@ from widefield.nn.decomposed_conv import DecomposedConv2d as DecomposedConv2d
 from widefield.nn.depthwise_conv import DepthwiseConv2d as DepthwiseConv2d
 from widefield.nn.dilated_reparam_conv import DilatedReparamConv2d as DilatedReparamConv2d
 from widefield.nn.dilated_reparam_conv import branch_table as branch_table
-from widefield.nn.extra_structure import extra_convolutions as extra_convolutions
 from widefield.nn.peripheral_conv import PeripheralConv2d as PeripheralConv2d
 from widefield.nn.reparam_conv import ReparamConv2d as ReparamConv2d
 from widefield.nn.response_norm import GlobalResponseNorm as GlobalResponseNorm
