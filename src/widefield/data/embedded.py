@@ -43,11 +43,11 @@ class ArraySource:
         return f"{self._title}[{index}]"
 
     def member(self, index: int) -> str:
-        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        """Return what names image number `index` within the set; see `LabelledSource.member`."""
         return str(index)
 
     def signature(self, index: int) -> str:
-        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        """Return what tells image number `index` from another of its name; see `LabelledSource.signature`."""
         return ""
 
 

@@ -57,11 +57,11 @@ class FolderSource:
         return self._photos.name(index)
 
     def member(self, index: int) -> str:
-        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        """Return what names image number `index` within the set; see `LabelledSource.member`."""
         return self._photos.members[index]
 
     def signature(self, index: int) -> str:
-        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        """Return what tells image number `index` from another of its name; see `LabelledSource.signature`."""
         return self._photos.signature(index)
 
 

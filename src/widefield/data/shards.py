@@ -74,12 +74,12 @@ class ShardSource:
         return f"{self._shards[sample.shard].as_posix()}/{sample.member}"
 
     def member(self, index: int) -> str:
-        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        """Return what names image number `index` within the set; see `LabelledSource.member`."""
         sample = self._samples[index]
         return f"{self._shards[sample.shard].name}/{sample.member}"
 
     def signature(self, index: int) -> str:
-        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        """Return what tells image number `index` from another of its name; see `LabelledSource.signature`."""
         sample = self._samples[index]
         size = sample.size_bytes
         return signature(size, read_extent(self._shards[sample.shard], sample.offset, min(size, HEAD_BYTES)))

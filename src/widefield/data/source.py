@@ -55,6 +55,15 @@ class ImageSource(Protocol):
         """Return the path or archive member of an image, for messages and reports."""
         ...
 
+
+class LabelledSource(ImageSource, Protocol):
+    """A source whose labels and names are known without reading the images."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Class index of each image, (N,)."""
+        ...
+
     def member(self, index: int) -> str:
         """Return what names an image within its set, wherever the set lies: a path below the root, or a row."""
         ...
@@ -64,15 +73,6 @@ class ImageSource(Protocol):
 
         Empty where there is no file of its own, or it cannot be read.
         """
-        ...
-
-
-class LabelledSource(ImageSource, Protocol):
-    """A source whose labels are known without reading the images."""
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Class index of each image, (N,)."""
         ...
 
 

@@ -80,9 +80,9 @@ class SubsetSource:
         return self._source.name(int(self._indices[index]))
 
     def member(self, index: int) -> str:
-        """Return what names image number `index` within the set; see `ImageSource.member`."""
+        """Return what names image number `index` within the set; see `LabelledSource.member`."""
         return self._source.member(int(self._indices[index]))
 
     def signature(self, index: int) -> str:
-        """Return what tells image number `index` from another of its name; see `ImageSource.signature`."""
+        """Return what tells image number `index` from another of its name; see `LabelledSource.signature`."""
         return self._source.signature(int(self._indices[index]))
