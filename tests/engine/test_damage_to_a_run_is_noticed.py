@@ -191,7 +191,7 @@ EDITS: list[tuple[Callable[[dict[str, torch.Tensor], Any], Any], str]] = [
     (lambda tensors, _: tensors.pop("rank0/torch"), r"a checkpoint of this run, but got values in .* cannot be taken"),
     (lambda tensors, _: tensors.__setitem__("rank0/torch", torch.ones(3)), r"but got values in .* cannot be taken"),
     (
-        lambda _, state: state["optimizer"]["groups"][0]["options"].update(lr="high"),
+        lambda _, state: options(state).update(lr="high"),
         r"lr of .* of kind number, but got",
     ),
     (lambda _, state: state.update(step=14), r"a run with 5 steps of 5 batches an epoch, but got step 14 after 3"),
