@@ -16,7 +16,7 @@ _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 _MOST = 3
-_NON_NEGATIVE = ".running_var"
+_NON_NEGATIVE = "running_var"
 
 
 def check_readable(tensors: Mapping[Any, Tensor], source: str) -> None:

@@ -136,8 +136,11 @@ def load_classifier(path: Path, form: Form = "branched", model: str | None = Non
         f"{file}, which is one of {card.model.name}",
         f"leave out --model or use --model {card.model.name}",
     )
-    check_card(card, file, model)
-    network = make_classifier(replace(card.model, weights=None, grad_checkpointing=False), len(card.classes)).eval()
+    try:
+        check_card(card, file, model)
+        network = make_classifier(replace(card.model, weights=None, grad_checkpointing=False), len(card.classes)).eval()
+    except InputError as error:
+        raise _of_card(file, error) from error
     if card.form == "merged":
         fold(network)
     load_weights(network, state, str(file))
@@ -169,14 +172,20 @@ def _read_card(header: dict[str, str], file: Path) -> ClassifierCard | None:
     try:
         return from_plain(ClassifierCard, json.loads(header[_HEADER]))
     except InputError as error:
-        reason = f"expected {error.expected}, but got {error.got}"
+        raise _of_card(file, error) from error
     except (ValueError, TypeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise InputError(
-        "a classifier's card in the header of its file, as widefield writes it",
-        f"{file} with another ({reason})",
-        "copy or download the file again, or write it with this version of widefield",
-    )
+        raise InputError(
+            "a classifier's card in the header of its file, as widefield writes it",
+            f"{file} with another ({(str(error).splitlines() or [type(error).__name__])[0]})",
+            "copy or download the file again, or write it with this version of widefield",
+        ) from error
+
+
+def _of_card(file: Path, error: InputError) -> InputError:
+    """Say of an error that a file's card is the cause, unless it does."""
+    if str(file) in error.got:
+        return error
+    return InputError(error.expected, f"{error.got} on the card of {file}", error.fix)
 
 
 def _in_our_names(state: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from widefield.sparsity.config import SparsityConfig
 from widefield.tasks.distillation.config import DistillationConfig
 
 _LARGEST_NUMBER = 1_000_000
-_LONGEST_LIST = 1_000
+_LONGEST_LIST, _DEEPEST_LIST = 1_000, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +200,12 @@ def _sizes_of_stage(option: str, sizes: Any) -> Any:
     return tuple(map(int, pattern[1].split("-"))) * int(pattern[2])
 
 
-def _has_absurd_number(value: object) -> bool:
-    """Whether a number is infinite, NaN, or larger than any size of a network, also within a list."""
-    if isinstance(value, list | tuple):
-        items = cast("Sequence[object]", value)
-        return len(items) > _LONGEST_LIST or any(map(_has_absurd_number, items))
+def _has_absurd_number(value: object, depth: int = 0) -> bool:
+    """Whether a number is infinite, NaN, or larger than any size of a network, also within lists of some length."""
+    if isinstance(value, list):
+        items = cast("list[object]", value)
+        is_endless = depth > _DEEPEST_LIST or len(items) > _LONGEST_LIST
+        return is_endless or any(_has_absurd_number(item, depth + 1) for item in items)
     return isinstance(value, int | float) and not abs(value) <= _LARGEST_NUMBER
 
 
