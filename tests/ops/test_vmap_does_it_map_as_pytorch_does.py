@@ -73,7 +73,7 @@ def many(count: int, sizes: tuple[tuple[int, ...], ...], dims: tuple[int | None,
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_any_operands_along_any_dimensions_in_and_out(name: str, seed: int, chunk_size: int | None) -> None:
     mine, theirs, sizes = PAIRS[name]
@@ -84,7 +84,7 @@ def test_any_operands_along_any_dimensions_in_and_out(name: str, seed: int, chun
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_items_give_no_items_and_gradients_of_zero(name: str, seed: int) -> None:
     mine, theirs, sizes = PAIRS[name]
     dims, out = drawn_dims(sizes, seed)

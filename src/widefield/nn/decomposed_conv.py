@@ -12,6 +12,7 @@ from widefield._core.checks import check, check_name
 from widefield.nn.conv_norm import ConvNorm2d
 from widefield.nn.depthwise_conv import DepthwiseConv2d
 from widefield.ops import decomposed_conv2d
+from widefield.ops.operands import not_scriptable
 from widefield.reparam import check_evaluation_mode, embed_kernel, folded_after, set_parameters
 
 # Its checks look at shapes: a symbolic trace keeps the call as one node.
@@ -21,6 +22,7 @@ MergedForm = Literal["stripes", "cross"]
 MERGED_FORMS = ("stripes", "cross")
 
 
+@not_scriptable
 class DecomposedConv2d(nn.Module):
     """``BN(depthwise M x N) + BN(depthwise N x M) + BN(depthwise N x N)``, the last only if N is smaller than M.
 

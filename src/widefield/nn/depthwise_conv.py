@@ -7,11 +7,13 @@ import torch.fx
 from torch import Tensor, nn
 
 from widefield.ops import depthwise_conv2d
+from widefield.ops.operands import not_scriptable
 
 # Its checks look at shapes: a symbolic trace keeps the call as one node.
 torch.fx.wrap("depthwise_conv2d")
 
 
+@not_scriptable
 class DepthwiseConv2d(nn.Conv2d):
     """One "same"-padded kernel for each channel, on the fastest backend for the shape.
 

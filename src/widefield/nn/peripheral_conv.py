@@ -12,6 +12,7 @@ from widefield._core.checks import check, check_name
 from widefield.nn.conv_norm import ConvNorm2d
 from widefield.nn.depthwise_conv import DepthwiseConv2d
 from widefield.ops import SharingGrid, depthwise_conv2d, peripheral_conv2d, peripheral_kernel
+from widefield.ops.operands import not_scriptable
 from widefield.reparam import check_evaluation_mode, embed_kernel, folded_after, set_parameters
 from widefield.reparam.algebra import as_double
 
@@ -24,6 +25,7 @@ Position = Literal["none", "kernel", "border"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
 
+@not_scriptable
 class PeripheralConv2d(nn.Module):
     """``peripheral K x K (x + h) + depthwise k x k (x)``; merged, one depthwise K x K convolution with bias.
 

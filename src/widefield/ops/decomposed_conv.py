@@ -17,7 +17,7 @@ from widefield.ops.depthwise_conv.clip import clip
 from widefield.ops.depthwise_conv.order import Machine, machine, predictions
 from widefield.ops.depthwise_conv.problem import Problem, layout_of
 from widefield.ops.dispatch import forced_backend
-from widefield.ops.operands import check_dense, not_scriptable
+from widefield.ops.operands import check_dense, check_floating, not_scriptable
 from widefield.ops.weight_cache import derived, fingerprint
 
 Form = Literal["auto", "stripes", "cross"]
@@ -58,6 +58,7 @@ def decomposed_conv2d(
     """
     check_name(form, FORMS, "form of a decomposed convolution")
     check_dense(x, tall, wide, small, bias)
+    check_floating(x)
     _check_stripes(tall, wide, small)
     branches = [tall, wide] if small is None else [tall, wide, small]
     if form == "auto":

@@ -50,9 +50,9 @@ def autocast_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype | None:
 
 
 def not_scriptable(function: Function) -> Function:
-    """Let `torch.jit.script` refuse a function, or what calls it, in one sentence."""
+    """Let `torch.jit.script` refuse a function or a layer, and what holds it, in one sentence."""
 
-    def refuse() -> NoReturn:
+    def refuse(*layer: object) -> NoReturn:
         raise InputError(
             f"eager code, torch.compile, torch.export or torch.jit.trace around {function.__name__}",
             "torch.jit.script, which cannot hold a choice of backends",

@@ -72,6 +72,9 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
     """
     if is_differentiated_forward() or torch._C._functorch.is_functorch_wrapped_tensor(weight):
         return None
+    if torch._C._is_tracing():
+        # A traced program would hold what is kept in place of the kernel.
+        return None
     if weight.is_inference() and weight.device.type != "cpu":
         return None
     owner, version = _owner(weight), _version(weight)

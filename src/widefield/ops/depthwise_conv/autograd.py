@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from widefield.ops.depthwise_conv import flops, maps, registration
+from widefield.ops.functions import apply, is_batched, is_transformed, mapped, save_operands, sum_of
 from widefield.ops.sharding import prepare
 
 Pair = tuple[int, int]
@@ -36,11 +37,6 @@ def is_traced(x: Tensor) -> bool:
     )
 
 
-def is_transformed() -> bool:
-    """Whether a transform of `torch.func` or a forward-mode derivative is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 def is_seen(x: Tensor) -> bool:
     """Whether what happens to `x` is recorded, counted, transformed or differentiated forwards."""
     return is_traced(x) or is_transformed()
@@ -54,26 +50,15 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Te
 
 
 def _grad_input(grad: Tensor, weight: Tensor, *values: Any) -> Tensor:
-    if is_seen(grad) or _is_batched(grad) or _wants_gradient(grad, weight):
+    if is_seen(grad) or is_batched(grad) or _wants_gradient(grad, weight):
         return mapped(GradInput, registration.grad_input, grad, weight, *values)
     return maps.grad_input(grad, weight, *values)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, *values: Any) -> Tensor:
-    if is_seen(grad) or _is_batched(grad) or _wants_gradient(grad, x):
+    if is_seen(grad) or is_batched(grad) or _wants_gradient(grad, x):
         return mapped(GradWeight, registration.grad_weight, grad, x, *values)
     return maps.grad_weight(grad, x, *values)
-
-
-def mapped(function: type[Function], operator: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Apply a function of autograd, or below autograd's own vmap the registered operator."""
-    # That vmap (`is_grads_batched`) knows operators alone, and runs them item by item.
-    is_batched = not torch.compiler.is_compiling() and any(map(_is_batched, inputs[:2]))
-    return operator(*inputs) if is_batched else function.apply(*inputs)
-
-
-def _is_batched(x: Tensor) -> bool:
-    return torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def _call(map_: Callable[..., Tensor], operator: Callable[..., Tensor], image: Tensor, *values: Any) -> Tensor:
@@ -87,20 +72,6 @@ def _call(map_: Callable[..., Tensor], operator: Callable[..., Tensor], image: T
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def save_operands(ctx: Any, first: Tensor | None, second: Tensor | None) -> None:
-    """Keep the operands for a derivative in either direction."""
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(first, second)
-    if forward_ad._current_level >= 0:
-        ctx.save_for_forward(first, second)
-
-
-def sum_of(*terms: Tensor | None) -> Tensor | None:
-    """Return the sum of those terms that are there."""
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
 
 
 class Forward(Function):
@@ -136,7 +107,7 @@ class Forward(Function):
         return dx, dw, db, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *rest: Any) -> Tensor | None:
+    def push(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *rest: Any) -> Tensor | None:
         """F(dx, w) + F(x, dw) + db."""
         x, weight = ctx.saved_tensors
         by_x = None if dx is None else forward(dx, weight, None, *ctx.spacing)
@@ -151,14 +122,14 @@ class Forward(Function):
         if in_dims[1] is not None:
             bias = None if bias is None else _leading(bias, in_dims[2], batch).flatten(0, 1)
             kernels = _leading(weight, in_dims[1], batch)
-            y = Forward.apply(_joined(x, in_dims[0], batch), kernels.flatten(0, 1), bias, *spacing)
+            y = apply(Forward, _joined(x, in_dims[0], batch), kernels.flatten(0, 1), bias, *spacing)
             return y.unflatten(1, kernels.shape[:2]), 1
         common = None if in_dims[2] is not None else bias
         if in_dims[0] is None:
-            y = Forward.apply(x, weight, common, *spacing).unsqueeze(0)
+            y = apply(Forward, x, weight, common, *spacing).unsqueeze(0)
         else:
             images = _leading(x, in_dims[0], batch)
-            y = Forward.apply(images.flatten(0, 1), weight, common, *spacing).unflatten(0, images.shape[:2])
+            y = apply(Forward, images.flatten(0, 1), weight, common, *spacing).unflatten(0, images.shape[:2])
         if bias is not None and in_dims[2] is not None:
             y = y + bias.movedim(in_dims[2], 0)[:, None, :, None, None]
         return y, 0
@@ -208,7 +179,7 @@ class GradInput(Function):
         return dg, dw, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dg: Tensor | None, dw: Tensor | None, *rest: Any) -> Tensor | None:
+    def push(ctx: Any, dg: Tensor | None, dw: Tensor | None, *rest: Any) -> Tensor | None:
         """G_x(dg, w) + G_x(g, dw)."""
         grad, weight = ctx.saved_tensors
         by_grad = None if dg is None else _grad_input(dg, weight, ctx.size, *ctx.spacing)
@@ -220,10 +191,10 @@ class GradInput(Function):
         batch = info.batch_size
         if in_dims[1] is None:
             images = _leading(grad, in_dims[0], batch).flatten(0, 1)
-            dx = GradInput.apply(images, weight, (batch * size[0], *size[1:]), *spacing)
+            dx = apply(GradInput, images, weight, (batch * size[0], *size[1:]), *spacing)
             return dx.unflatten(0, (batch, size[0])), 0
         images, kernels = _joined(grad, in_dims[0], batch), _leading(weight, in_dims[1], batch).flatten(0, 1)
-        dx = GradInput.apply(images, kernels, (size[0], batch * size[1], *size[2:]), *spacing)
+        dx = apply(GradInput, images, kernels, (size[0], batch * size[1], *size[2:]), *spacing)
         return dx.unflatten(1, (batch, size[1])), 1
 
 
@@ -255,7 +226,7 @@ class GradWeight(Function):
         return dg, dx, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dg: Tensor | None, dx: Tensor | None, *rest: Any) -> Tensor | None:
+    def push(ctx: Any, dg: Tensor | None, dx: Tensor | None, *rest: Any) -> Tensor | None:
         """G_w(dg, x) + G_w(g, dx)."""
         grad, x = ctx.saved_tensors
         by_grad = None if dg is None else _grad_weight(dg, x, ctx.kernel, *ctx.spacing)
@@ -267,7 +238,7 @@ class GradWeight(Function):
         batch = info.batch_size
         images = _joined(grad, in_dims[0], batch), _joined(x, in_dims[1], batch)
         channels = _leading(x, in_dims[1], batch).shape[2]
-        return GradWeight.apply(*images, kernel, *spacing).unflatten(0, (batch, channels)), 0
+        return apply(GradWeight, *images, kernel, *spacing).unflatten(0, (batch, channels)), 0
 
 
 def _leading(x: Tensor, dim: int | None, batch: int) -> Tensor:

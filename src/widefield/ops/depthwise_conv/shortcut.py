@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from widefield.ops.backends import Pass
 from widefield.ops.depthwise_conv import defects, maps
-from widefield.ops.depthwise_conv.autograd import is_transformed
 from widefield.ops.depthwise_conv.order import machine
+from widefield.ops.functions import is_transformed
 
 Pair = tuple[int, int]
 Spacing = tuple[Pair, Pair, Pair]

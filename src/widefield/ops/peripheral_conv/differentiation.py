@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from widefield.ops.depthwise_conv.autograd import mapped, save_operands, sum_of
+from widefield.ops.functions import apply, mapped, save_operands, sum_of
 from widefield.ops.peripheral_conv import flops, registration
 from widefield.ops.sharding import prepare
 
@@ -71,7 +71,7 @@ class _Forward(Function):
         return dx, dw, db, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *rest: Any) -> Tensor | None:
+    def push(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *rest: Any) -> Tensor | None:
         x, cells = ctx.saved_tensors
         by_x = None if dx is None else _forward(dx, cells, None, *ctx.settings)
         by_cells = None if dw is None else _forward(x, dw, None, *ctx.settings)
@@ -85,14 +85,14 @@ class _Forward(Function):
         if in_dims[1] is not None:
             wide, many = _into_channels(x, in_dims[0], count), _leading(cells, in_dims[1], count)
             biases = None if bias is None else _leading(bias, in_dims[2], count).flatten(0, 1)
-            y = _Forward.apply(wide, many.flatten(0, 1), biases, *settings)
+            y = apply(_Forward, wide, many.flatten(0, 1), biases, *settings)
             return y.unflatten(1, many.shape[:2]), 1
         common = None if in_dims[2] is not None else bias
         if in_dims[0] is None:
-            y = _Forward.apply(x, cells, common, *settings).unsqueeze(0)
+            y = apply(_Forward, x, cells, common, *settings).unsqueeze(0)
         else:
             images = x.movedim(in_dims[0], 0)
-            y = _Forward.apply(images.flatten(0, 1), cells, common, *settings).unflatten(0, images.shape[:2])
+            y = apply(_Forward, images.flatten(0, 1), cells, common, *settings).unflatten(0, images.shape[:2])
         if bias is not None and in_dims[2] is not None:
             y = y + bias.movedim(in_dims[2], 0)[:, None, :, None, None]
         return y, 0
@@ -120,7 +120,7 @@ class _GradInput(Function):
         return dg, dw, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dg: Tensor | None, dw: Tensor | None, *rest: Any) -> Tensor | None:
+    def push(ctx: Any, dg: Tensor | None, dw: Tensor | None, *rest: Any) -> Tensor | None:
         grad, cells = ctx.saved_tensors
         by_grad = None if dg is None else _grad_input(dg, cells, *ctx.settings)
         return sum_of(by_grad, None if dw is None else _grad_input(grad, dw, *ctx.settings))
@@ -130,9 +130,9 @@ class _GradInput(Function):
         count = info.batch_size
         if in_dims[1] is None:
             images = grad.movedim(in_dims[0], 0)
-            return _GradInput.apply(images.flatten(0, 1), cells, *settings).unflatten(0, images.shape[:2]), 0
+            return apply(_GradInput, images.flatten(0, 1), cells, *settings).unflatten(0, images.shape[:2]), 0
         wide, many = _into_channels(grad, in_dims[0], count), _leading(cells, in_dims[1], count)
-        return _GradInput.apply(wide, many.flatten(0, 1), *settings).unflatten(1, many.shape[:2]), 1
+        return apply(_GradInput, wide, many.flatten(0, 1), *settings).unflatten(1, many.shape[:2]), 1
 
 
 class _GradCells(Function):
@@ -157,7 +157,7 @@ class _GradCells(Function):
         return dg, dx, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dg: Tensor | None, dx: Tensor | None, *rest: Any) -> Tensor | None:
+    def push(ctx: Any, dg: Tensor | None, dx: Tensor | None, *rest: Any) -> Tensor | None:
         grad, x = ctx.saved_tensors
         by_grad = None if dg is None else _grad_cells(dg, x, *ctx.settings)
         return sum_of(by_grad, None if dx is None else _grad_cells(grad, dx, *ctx.settings))
@@ -167,7 +167,7 @@ class _GradCells(Function):
         count = info.batch_size
         wide = (_into_channels(image, dim, count) for image, dim in zip((grad, x), in_dims[:2], strict=True))
         channels = x.shape[1] if in_dims[1] is None else x.movedim(in_dims[1], 0).shape[2]
-        return _GradCells.apply(*wide, *settings).unflatten(0, (count, channels)), 0
+        return apply(_GradCells, *wide, *settings).unflatten(0, (count, channels)), 0
 
 
 def _prepare() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from widefield._core.checks import check
+from widefield.ops.functions import apply
 from widefield.ops.operands import check_dense, not_scriptable
 from widefield.ops.peripheral_kernel.grid import SharingGrid
 from widefield.ops.precision import as_written
@@ -37,7 +38,7 @@ def peripheral_kernel(cells: Tensor, rows: SharingGrid, columns: SharingGrid | N
     columns = rows if columns is None else columns
     counts = (rows.parameters, columns.parameters)
     _check_fits(cells, counts, "parameters (C, 1, P_h, P_w)", "cells")
-    return _Expand.apply(cells, rows.sizes, columns.sizes)
+    return apply(_Expand, cells, rows.sizes, columns.sizes)
 
 
 @not_scriptable
@@ -57,7 +58,7 @@ def sum_cells(kernel: Tensor, rows: SharingGrid, columns: SharingGrid | None = N
     """
     columns = rows if columns is None else columns
     _check_fits(kernel, (rows.kernel_size, columns.kernel_size), "a kernel (C, 1, K_h, K_w)", "taps")
-    return _Sum.apply(kernel, rows.sizes, columns.sizes)
+    return apply(_Sum, kernel, rows.sizes, columns.sizes)
 
 
 def _check_fits(tensor: Tensor, counts: tuple[int, int], what: str, unit: str) -> None:
@@ -100,15 +101,15 @@ class _Expand(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Sum.apply(grad, ctx.rows, ctx.columns), None, None
+        return apply(_Sum, grad, ctx.rows, ctx.columns), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *rest: Any) -> Tensor:
-        return _Expand.apply(tangent, ctx.rows, ctx.columns)
+    def push(ctx: Any, tangent: Tensor, *rest: Any) -> Tensor:
+        return apply(_Expand, tangent, ctx.rows, ctx.columns)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], cells: Tensor, rows: Sizes, columns: Sizes) -> tuple[Tensor, int]:
-        return _Expand.apply(cells.movedim(in_dims[0], 0), rows, columns), 0
+        return apply(_Expand, cells.movedim(in_dims[0], 0), rows, columns), 0
 
 
 class _Sum(Function):
@@ -125,12 +126,12 @@ class _Sum(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Expand.apply(grad, ctx.rows, ctx.columns), None, None
+        return apply(_Expand, grad, ctx.rows, ctx.columns), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *rest: Any) -> Tensor:
-        return _Sum.apply(tangent, ctx.rows, ctx.columns)
+    def push(ctx: Any, tangent: Tensor, *rest: Any) -> Tensor:
+        return apply(_Sum, tangent, ctx.rows, ctx.columns)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], kernel: Tensor, rows: Sizes, columns: Sizes) -> tuple[Tensor, int]:
-        return _Sum.apply(kernel.movedim(in_dims[0], 0), rows, columns), 0
+        return apply(_Sum, kernel.movedim(in_dims[0], 0), rows, columns), 0

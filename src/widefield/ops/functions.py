@@ -1,0 +1,59 @@
+"""What all autograd functions of the operators share: how they are called, what they keep, how tangents add up.
+
+A function has ``push``, its forward-mode derivative; torch's name for it, ``jvp``, is given to a subclass alone, since
+what is compiled may not have it.
+"""
+
+# torch leaves the context of an autograd function open; what is transformed can be asked by private names alone.
+# pyright: reportUnknownMemberType=false, reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or a forward-mode derivative is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether `x` is a batch of autograd's own vmap (``is_grads_batched``), which knows registered operators alone."""
+    return torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def apply(function: type[Function], *inputs: Any) -> Any:
+    """Apply a function, with both its derivatives where that is possible."""
+    return (function if torch.compiler.is_compiling() else _with_jvp(function)).apply(*inputs)
+
+
+def mapped(function: type[Function], operator: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Apply a function, or below autograd's own vmap the registered operator, which that runs item by item."""
+    if not torch.compiler.is_compiling() and any(map(is_batched, inputs[:2])):
+        return operator(*inputs)
+    return apply(function, *inputs)
+
+
+def save_operands(ctx: Any, first: Tensor | None, second: Tensor | None) -> None:
+    """Keep the operands for a derivative in either direction; one without gradient or tangent is None in both."""
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(first, second)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(first, second)
+
+
+def sum_of(*terms: Tensor | None) -> Tensor | None:
+    """Return the sum of those terms that are there."""
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+@lru_cache(maxsize=64)
+def _with_jvp(function: Any) -> type[Function]:
+    return type(function.__name__, (function,), {"jvp": staticmethod(function.push), "__doc__": function.__doc__})
