@@ -17,7 +17,7 @@ def kill(folder: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPT), str(folder), *map(str, (kills, ranks, seed))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(

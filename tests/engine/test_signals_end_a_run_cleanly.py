@@ -164,7 +164,7 @@ def test_one_rank_that_is_told_stops_both_at_one_step(tmp_path: Path, run_small:
         {**cut, "resume": True},
     ]
     done = run_small(orders)
-    assert json.loads(done.stdout) == [0, STOPPED, 0], done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, STOPPED, 0], done.stderr
     for name in ("model.safetensors", "best.safetensors", "checkpoints/step_00000020/tensors.safetensors"):
         one, other = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
         assert one.keys() == other.keys()

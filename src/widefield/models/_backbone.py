@@ -208,7 +208,10 @@ class HierarchicalBackbone(nn.Module):
         """Replace the classifier by one with `num_classes` outputs (0: none) and, if given, change the pooling."""
         like = next(self.parameters())
         self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool, device=like.device, dtype=like.dtype)
+        # timm's own arguments for device and type are younger than the oldest version that we allow.
+        with torch.device(like.device):
+            self.head.reset(num_classes, pool_type=global_pool)
+        self.head.to(like.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass of training instead of keeping its activations."""

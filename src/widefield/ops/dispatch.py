@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from widefield._core.checks import check, check_name
 from widefield.ops.backends import PASSES, Backend, Pass, find
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from widefield.ops.depthwise_conv.problem import Problem
 
 _forced: ContextVar[str] = ContextVar("widefield_forced_backend", default="")
+# Compilers of PyTorch before 2.15 cannot read a context variable; a global they read, and compile anew when it changes.
+_COMPILERS_READ_CONTEXT = torch.__version__ >= (2, 15)
+_forced_for_compilers = ""
 
 BACKEND_NAMES = ("aten", "channels_last", "transposed", "correlation", "fft", "dft", "triton", "reference")
 
@@ -39,15 +44,20 @@ def use_backend(name: str) -> Generator[None]:
         ...     y = depthwise_conv2d(x, weight)
     """
     check_name(name, BACKEND_NAMES, "backend")
-    token = _forced.set(name)
+    global _forced_for_compilers
+    token, before = _forced.set(name), _forced_for_compilers
+    _forced_for_compilers = name
     try:
         yield
     finally:
         _forced.reset(token)
+        _forced_for_compilers = before
 
 
 def forced_backend() -> str:
     """Return the name that `use_backend` has set here, or the empty string."""
+    if not _COMPILERS_READ_CONTEXT and torch.compiler.is_compiling():
+        return _forced_for_compilers
     return _forced.get()
 
 

@@ -19,6 +19,10 @@ from widefield.ops.functions import apply, mapped, save_operands, sum_of
 from widefield.ops.peripheral_conv import flops, registration
 from widefield.ops.sharding import prepare
 
+# The functions below name each setting: PyTorch's compiler before 2.15 counts the parameters of a `forward` to tell
+# whether it takes a context, and takes `*settings` for one.
+Sizes = tuple[int, ...]
+
 
 def peripheral_forward(
     x: Tensor,
@@ -49,9 +53,11 @@ class _Forward(Function):
     """``F(x, w) + b``."""
 
     @staticmethod
-    def forward(x: Tensor, cells: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    def forward(
+        x: Tensor, cells: Tensor, bias: Tensor | None, rows: Sizes, columns: Sizes, form: str, backend: str
+    ) -> Tensor:
         _prepare()
-        return registration.forward(x, cells, bias, *settings)
+        return registration.forward(x, cells, bias, rows, columns, form, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -102,9 +108,9 @@ class _GradInput(Function):
     """``G_x(g, w)``."""
 
     @staticmethod
-    def forward(grad: Tensor, cells: Tensor, *settings: Any) -> Tensor:
+    def forward(grad: Tensor, cells: Tensor, rows: Sizes, columns: Sizes, form: str, backend: str) -> Tensor:
         _prepare()
-        return registration.grad_input(grad, cells, *settings)
+        return registration.grad_input(grad, cells, rows, columns, form, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -139,9 +145,9 @@ class _GradCells(Function):
     """``G_w(g, x)``."""
 
     @staticmethod
-    def forward(grad: Tensor, x: Tensor, *settings: Any) -> Tensor:
+    def forward(grad: Tensor, x: Tensor, rows: Sizes, columns: Sizes, form: str, backend: str) -> Tensor:
         _prepare()
-        return registration.grad_cells(grad, x, *settings)
+        return registration.grad_cells(grad, x, rows, columns, form, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
