@@ -88,7 +88,7 @@ def norm() -> nn.BatchNorm2d:
     [
         ({"weight": torch.ones(4, dtype=torch.int32)}, "'weight' of int32 where float32 is expected"),
         ({"weight": torch.ones(4, dtype=torch.bool)}, "'weight' of bool where float32 is expected"),
-        ({"num_batches_tracked": torch.tensor(3.0)}, "'num_batches_tracked' of float32 where int64 is expected"),
+        ({"num_batches_tracked": torch.tensor(3.5)}, "'num_batches_tracked' of float32 where int64 is expected"),
         ({"weight": torch.tensor([1.0, float("nan"), 1, 1])}, "'weight', which holds NaN"),
         ({"bias": torch.tensor([1.0, -float("inf"), 1, 1])}, "'bias', which holds infinity"),
         ({"bias": torch.full((4,), float("inf"), dtype=torch.float16)}, "'bias', which holds infinity"),
@@ -111,8 +111,9 @@ def test_every_floating_type_is_taken_also_at_its_limit(dtype: torch.dtype) -> N
     model = norm()
     # The sum of these is infinite, and none of them is.
     largest = torch.full((4,), min(torch.finfo(dtype).max, torch.finfo(torch.float32).max), dtype=dtype)
-    state = {**model.state_dict(), "weight": largest, "num_batches_tracked": torch.tensor(3, dtype=torch.int32)}
-    load_weights(model, state, "here")
+    for counter in (torch.tensor(3, dtype=torch.int32), torch.tensor(3, dtype=dtype)):
+        load_weights(model, {**model.state_dict(), "weight": largest, "num_batches_tracked": counter}, "here")
+        assert model.state_dict()["num_batches_tracked"] == 3
     assert torch.equal(model.weight.detach(), largest.float())
 
 

@@ -86,7 +86,7 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
         tensor = tensors[name].contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         if tensor.numel():
-            digest.update(tensor.reshape(-1).view(uint8).numpy())
+            digest.update(memoryview(tensor.reshape(-1).view(uint8).numpy()))
     return digest.hexdigest()
 
 

@@ -67,6 +67,8 @@ def check_unshared(tensors: Mapping[str, Tensor], source: str) -> None:
 def check_types(own: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str], source: str) -> None:
     """Raise unless what is floating in a network is floating in a state dict, and what counts there counts here.
 
+    Counters of a floating type, as casting a whole state dict leaves them, are taken while they hold whole numbers.
+
     Args:
         own: The network's state dict.
         state: Tensors under the network's names; those of other names are passed over.
@@ -79,7 +81,7 @@ def check_types(own: Mapping[str, Tensor], state: Mapping[str, Tensor], names: M
     odd = [
         f"{names.get(name, name)!r} of {_name(state[name].dtype)} where {_name(tensor.dtype)} is expected"
         for name, tensor in own.items()
-        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+        if name in state and not _fits(state[name], tensor)
     ]
     check(
         not odd,
@@ -121,8 +123,15 @@ def check_values(
     )
 
 
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    if own.is_floating_point() or not tensor.is_floating_point():
+        return own.is_floating_point() == tensor.is_floating_point()
+    return tensor.is_meta or bool((tensor == tensor.round()).all())
+
+
 def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max else tensor
+    is_narrower = dtype.is_floating_point and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
+    return tensor.to(dtype) if is_narrower else tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -165,7 +174,7 @@ def _overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
         reach = _reach(tensor)
         if tensor.numel() and not tensor.is_meta and reach is not None:
             first = tensor.storage_offset() * tensor.element_size()
-            span = (first, first + reach * tensor.element_size(), name)
+            span = (int(first), int(first + reach * tensor.element_size()), name)
             storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(span)
     for spans in storages.values():
         spans.sort()
