@@ -5,7 +5,7 @@ what is compiled may not have it.
 """
 
 # torch leaves the context of an autograd function open; what is transformed can be asked by private names alone.
-# pyright: reportUnknownMemberType=false, reportPrivateUsage=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import Function, forward_ad
 
 
@@ -25,7 +26,17 @@ def is_transformed() -> bool:
 
 def is_batched(x: Tensor) -> bool:
     """Whether `x` is a batch of autograd's own vmap (``is_grads_batched``), which knows registered operators alone."""
-    return torch._C._functorch.is_legacy_batchedtensor(x)
+    return is_legacy_batchedtensor(x)
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether `x` is a sample within `torch.vmap`."""
+    return is_batchedtensor(x)
+
+
+def carries_derivatives(x: Tensor) -> bool:
+    """Whether what is computed of `x` may be followed by tangents, or is seen by a transform of `torch.func`."""
+    return (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()) or is_functorch_wrapped_tensor(x)
 
 
 def apply(function: type[Function], *inputs: Any) -> Any:

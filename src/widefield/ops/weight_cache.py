@@ -1,6 +1,6 @@
 """What backends derive from a kernel (spectra, shifted copies), kept while the kernel stays the same."""
 
-# Whether a tensor is seen by a transform can be asked by private names alone.
+# Whether a program is traced can be asked by a private name alone.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
+
+from widefield.ops.functions import carries_derivatives
 
 MOST_FORMS = 8
 """Derived forms kept for one kernel, one for each map size; beyond it the oldest is dropped."""
@@ -70,10 +71,8 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
     Returns:
         The derived form, an ordinary tensor also if inference mode is on; do not write to it.
     """
-    if is_differentiated_forward() or torch._C._functorch.is_functorch_wrapped_tensor(weight):
-        return None
-    if torch._C._is_tracing():
-        # A traced program would hold what is kept in place of the kernel.
+    # A traced program would hold what is kept in place of the kernel.
+    if carries_derivatives(weight) or torch._C._is_tracing():
         return None
     if weight.is_inference() and weight.device.type != "cpu":
         return None
@@ -99,11 +98,6 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
 def fingerprint(weight: Tensor) -> Hashable:
     """Return what changes with the values of a kernel: part of a key for what is derived from several kernels."""
     return _version(weight), tuple(weight.shape), weight.stride(), weight.storage_offset(), _sums(weight)
-
-
-def is_differentiated_forward() -> bool:
-    """Whether what is computed here is followed by tangents, if its operands have them."""
-    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def _owner(weight: Tensor) -> Tensor | torch.UntypedStorage:

@@ -1,8 +1,5 @@
 """The static description of one depthwise convolution: all that a backend may base its choice on."""
 
-# A sample within vmap is told by a private name alone.
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,6 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from widefield.ops.functions import is_mapped
 
 Layout = Literal["contiguous", "channels_last"]
 
@@ -19,7 +18,7 @@ def layout_of(x: Tensor) -> Layout:
 
     So does a sample within `vmap`, which cannot be asked.
     """
-    if x.is_contiguous() or torch._C._functorch.is_batchedtensor(x):
+    if x.is_contiguous() or is_mapped(x):
         return "contiguous"
     return "channels_last" if x.is_contiguous(memory_format=torch.channels_last) else "contiguous"
 
