@@ -100,7 +100,12 @@ def test_tensors_without_values_give_one_without_values(name: str) -> None:
 def test_a_layer_is_traced_and_not_scripted(layer: nn.Module) -> None:
     x = torch.randn(2, 4, 20, 20)
     layer = layer.eval()
-    torch.testing.assert_close(torch.jit.trace(layer, (x,))(x), layer(x))  # type: ignore[no-untyped-call]
+    traced = torch.jit.trace(layer, (x,))  # type: ignore[no-untyped-call]
+    for image in (x, torch.randn(3, 4, 31, 26)):
+        torch.testing.assert_close(traced(image), layer(image), rtol=1e-4, atol=1e-4)
+    traced(x).square().sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(layer, (x,))(x), layer(x), rtol=1e-4, atol=1e-4)  # type: ignore[no-untyped-call]
     with pytest.raises(Exception, match=r"but got torch\.jit\.script, which cannot hold a choice of backends: trace"):
         torch.jit.script(layer)
 

@@ -40,7 +40,9 @@ def carries_derivatives(x: Tensor) -> bool:
 
 
 def apply(function: type[Function], *inputs: Any) -> Any:
-    """Apply a function, with both its derivatives where that is possible."""
+    """Apply a function, with both its derivatives where that is possible; to `torch.jit.trace` show what it does."""
+    if torch._C._is_tracing():
+        return function.forward(*inputs)
     return (function if torch.compiler.is_compiling() else _with_jvp(function)).apply(*inputs)
 
 

@@ -19,12 +19,15 @@ import torch
 _MODULE = "torch.distributed.tensor"
 
 
-@torch.compiler.assume_constant_result
 def prepare() -> bool:
     """Tell torch how the operators are spread, once, if distributed tensors are in use."""
     if _MODULE in sys.modules:
         _register()
     return True
+
+
+# What `torch.compiler.assume_constant_result` would say: compilation runs it and goes on. That imports the compiler.
+prepare._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @lru_cache(maxsize=1)

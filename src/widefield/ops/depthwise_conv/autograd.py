@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
@@ -44,6 +45,9 @@ def is_seen(x: Tensor) -> bool:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Tensor:
     """``F(x, w) + b`` by the shortest way that records what has to be recorded."""
+    if torch._C._is_tracing():
+        # What is traced is to run on images of any size, and without this library.
+        return F.conv2d(x, weight, bias, *spacing[:3], x.shape[1])
     if is_seen(x):
         return mapped(Forward, registration.forward, x, weight, bias, *spacing)
     return (EagerForward.apply if _wants_gradient(x, weight, bias) else maps.forward)(x, weight, bias, *spacing)
