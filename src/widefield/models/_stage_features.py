@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from timm.models._features import FeatureGetterNet
@@ -20,13 +19,14 @@ class StageFeatures(FeatureGetterNet):
         options: timm's, with its defaults.
     """
 
-    def __init__(self, model: HierarchicalBackbone, out_indices: int | Sequence[int] = 4, **options: Any) -> None:
-        is_empty = isinstance(out_indices, Sequence) and not out_indices
-        super().__init__(model, out_indices=[0] if is_empty else out_indices, **options)
+    def __init__(self, model: HierarchicalBackbone, out_indices: int | tuple[int, ...] = 4, **options: Any) -> None:
+        is_empty = not isinstance(out_indices, int) and len(out_indices) == 0
+        super().__init__(model, out_indices=(0,) if is_empty else out_indices, **options)
         if is_empty:
             model.stages = model.stages[:0]
             self.feature_info = self.feature_info.from_other(())
-        self.return_layers = {info["module"]: str(info["index"]) for info in self.feature_info.get_dicts()}
+        infos = cast("list[dict[str, Any]]", self.feature_info.get_dicts())
+        self.return_layers = {info["module"]: str(info["index"]) for info in infos}
         """Modules whose outputs are returned. transformers names all of them here to get hidden states; stages behind
         the last one of `out_indices` are not computed."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _forced: ContextVar[str] = ContextVar("widefield_forced_backend", default="")
 # Compilers of PyTorch before 2.15 cannot read a context variable; a global they read, and compile anew when it changes.
-_COMPILERS_READ_CONTEXT = torch.__version__ >= (2, 15)
+_COMPILERS_READ_CONTEXT = torch.__version__ >= "2.15"
 _forced_for_compilers = ""
 
 BACKEND_NAMES = ("aten", "channels_last", "transposed", "correlation", "fft", "dft", "triton", "reference")
