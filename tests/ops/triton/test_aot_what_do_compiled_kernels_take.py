@@ -39,8 +39,10 @@ def compare(found: dict[str, Any]) -> None:
     is_same = all(found[tool] == record[tool] for tool in ("triton", "ptxas"))
     for place, kernel in taken.items():
         for field in ("registers", "shared_bytes"):
-            slack = 0 if is_same else 0.3 * expected[place][field]
-            assert abs(kernel[field] - expected[place][field]) <= slack, (*place, field)
+            if is_same:
+                assert kernel[field] == expected[place][field], (*place, field)
+            # Another compiler may need fewer.
+            assert kernel[field] <= 1.3 * expected[place][field], (*place, field)
 
 
 def test_the_kernels_of_the_known_layers_run_on_tensor_cores_without_spills(tmp_path: Path) -> None:

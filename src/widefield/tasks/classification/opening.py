@@ -96,8 +96,9 @@ def _made(name: str, make: Callable[[], nn.Module]) -> nn.Module:
         return make()
     except (InputError, OSError):
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).rstrip(".")
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        # Of a source that it does not know, an old timm says nothing.
+        reason = str(error).rstrip(".") or f"Unknown model source {name.partition(':')[0]!r}"
         raise InputError(
             f"a name and settings of which a network can be made, with {name!r}", reason, "change the one or the other"
         ) from error
