@@ -27,7 +27,8 @@ def _flip(path: Path, source: Source, draw: random.Random, first: int, last: int
     for place in places:
         content[place] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
-    return Mutated(detail=f"bits at {places}", is_guarded=is_guarded(source))
+    told = ", ".join(map(str, places[:4])) + (f" and {len(places) - 4} more" if len(places) > 4 else "")
+    return Mutated(detail=f"bits at {told}", is_guarded=is_guarded(source))
 
 
 @mutation(*ALL)
