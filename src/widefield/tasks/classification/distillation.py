@@ -16,6 +16,7 @@ from torch import nn
 
 from widefield._core.checks import check
 from widefield.checkpoints.files import read_weights
+from widefield.checkpoints.kinds import check_is_file
 from widefield.data import DataConfig
 from widefield.engine import RunFolder
 from widefield.engine.run_folder import is_main_rank
@@ -62,25 +63,46 @@ class Distillation:
         """
         if not is_main_rank():
             return
-        path = folder.path / _RECORD
-        if not path.is_file():
+        if (folder.path / _RECORD).is_file():
+            _check_digest(folder.path, self.record.file, self.record.sha256)
+        else:
             folder.write_json(_RECORD, asdict(self.record))
-            return
-        known = None
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(path.read_text(encoding="utf-8"))["sha256"]
-        check(
-            isinstance(known, str),
-            f"the record of the teacher of the run in {folder.path}",
-            f"a damaged file, {path}",
-            "restore it from a copy, or delete it if the teacher is the same",
-        )
-        check(
-            known == self.record.sha256,
-            f"the teacher that the run in {folder.path} was begun with",
-            f"{self.record.file}, which has changed since",
-            "restore that file, or start a new run in another folder",
-        )
+
+
+def check_teacher_file(config: DistillationConfig, folder: Path) -> None:
+    """Compare the teacher's file with the one that the run in a folder was begun with, before it is read.
+
+    Raises:
+        InputError: If it has changed, or the record of it cannot be read.
+    """
+    if config.teacher is not None and (folder / _RECORD).is_file():
+        file = find_checkpoint(Path(config.teacher), "branched")
+        check_is_file(file)
+        _check_digest(folder, str(file), _digest(file))
+
+
+def _check_digest(folder: Path, file: str, digest: str) -> None:
+    path = folder / _RECORD
+    known = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    check(
+        isinstance(known, str),
+        f"the record of the teacher of the run in {folder}",
+        f"a damaged file, {path}",
+        "restore it from a copy, or delete it if the teacher is the same",
+    )
+    check(
+        known == digest,
+        f"the teacher that the run in {folder} was begun with",
+        f"{file}, which has changed since",
+        "restore that file, or start a new run in another folder",
+    )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def start_distillation(
@@ -133,15 +155,13 @@ def start_distillation(
     if channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     logger.info("teacher %s (%s) merged with a relative error of %.1e", name, file, report.relative_error)
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
     return Distillation(
         model=AdaptedStudent(student, network, config.reductions, size) if config.matches_features else student,
         teacher=Teacher(network, stages_at(network, config.reductions) if config.matches_features else (), autocast),
         record=TeacherRecord(
             file=str(file),
             model=name,
-            sha256=digest,
+            sha256=_digest(file),
             parameters=report.parameters_after,
             merge_relative_error=report.relative_error,
         ),

@@ -32,7 +32,7 @@ from widefield.engine.checkpointing import disk_errors
 from widefield.reparam import MergeReport, merge
 from widefield.tasks.classification.card import ClassifierCard, make_classifier, save_classifier, start_from
 from widefield.tasks.classification.config import RunConfig
-from widefield.tasks.classification.distillation import start_distillation
+from widefield.tasks.classification.distillation import check_teacher_file, start_distillation
 from widefield.tasks.classification.evaluation import Evaluation, evaluate
 from widefield.tasks.classification.figures import draw_confusion, draw_curves
 from widefield.tasks.classification.footprint import check_step_fits
@@ -142,6 +142,8 @@ def _train(
         start_from(model, Path(config.model.weights))
     distillation = None
     if config.distillation.teacher is not None:
+        if resume:
+            check_teacher_file(config.distillation, path)
         distillation = start_distillation(
             config.distillation,
             model,
