@@ -25,7 +25,7 @@ def backbone_of(name: str, **options: Any) -> Any:
     from transformers import TimmBackbone, TimmBackboneConfig
 
     torch.manual_seed(0)
-    return randomise(TimmBackbone(TimmBackboneConfig(backbone=name, **options)))
+    return randomise(TimmBackbone(TimmBackboneConfig(backbone=name, use_pretrained_backbone=False, **options)))
 
 
 def classifier_of(family: Family, **options: Any) -> Any:
@@ -66,7 +66,8 @@ def test_a_backbone_returns_maps_and_hidden_states(family: Family) -> None:
 def test_every_variant_is_a_backbone(name: str) -> None:
     from transformers import AutoBackbone, TimmBackboneConfig
 
-    config = TimmBackboneConfig(backbone=name, out_indices=[1, 3], num_channels=1, output_stride=32)
+    options = {"num_channels": 1, "output_stride": 32, "use_pretrained_backbone": False}
+    config = TimmBackboneConfig(backbone=name, out_indices=[1, 3], **options)
     backbone = AutoBackbone.from_config(config).eval()
     outputs = backbone(images(1, 1, 64, 64), output_hidden_states=True)
     assert [y.shape[1] for y in outputs.feature_maps] == backbone.channels

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from widefield._core.errors import RunError
 from widefield.ops.depthwise_conv.triton import resources as machine_code
@@ -36,13 +37,14 @@ def compare(found: dict[str, Any]) -> None:
     assert [place for place, kernel in taken.items() if kernel["spills"]] == []
     assert [place for place, kernel in taken.items() if not kernel["tensor_core"]] == []
     assert sorted(set(taken) - set(expected)) == [], f"not on record: run python -m {MODULE} -o {RECORD.name}"
+    if Version(found["triton"]) < Version(record["triton"]):
+        # An older Triton shares out registers otherwise; that nothing spills is what has to hold.
+        return
     is_same = all(found[tool] == record[tool] for tool in ("triton", "ptxas"))
     for place, kernel in taken.items():
         for field in ("registers", "shared_bytes"):
-            if is_same:
-                assert kernel[field] == expected[place][field], (*place, field)
-            # Another compiler may need fewer.
-            assert kernel[field] <= 1.3 * expected[place][field], (*place, field)
+            slack = 0 if is_same else 0.3 * expected[place][field]
+            assert abs(kernel[field] - expected[place][field]) <= slack, (*place, field)
 
 
 def test_the_kernels_of_the_known_layers_run_on_tensor_cores_without_spills(tmp_path: Path) -> None:
