@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
+from widefield._core.errors import InputError
 from widefield.ops import (
     SharingGrid,
     decomposed_conv2d,
@@ -176,6 +177,23 @@ def test_sharing_and_its_adjoint_push_tangents_on() -> None:
     torch.testing.assert_close(
         jvp(lambda k: sum_cells(k, GRID), (kernel,), (kernel + 1,))[1], sum_cells(kernel + 1, GRID)
     )
+
+
+@pytest.mark.parametrize("name", ["depthwise_conv_forward", "depthwise_conv_grad_weight", "peripheral_conv_grad_input"])
+def test_a_bare_operator_refuses_what_it_would_lose(name: str) -> None:
+    x, weight, pair = draw(2, 3, 6, 5), draw(3, 1, 3, 3), [1, 1]
+    rest = {
+        "depthwise_conv_forward": (None, pair, pair, pair, ""),
+        "depthwise_conv_grad_weight": ([3, 3], pair, pair, pair, ""),
+        "peripheral_conv_grad_input": ([1, 1, 1], [2, 1, 2], "", ""),
+    }[name]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        text = (
+            "Expected a registered operator without forward-mode derivatives, but got an operand with a tangent: call"
+        )
+        with pytest.raises(InputError, match=text):
+            getattr(torch.ops.widefield, name)(dual, x if name.endswith("weight") else weight, *rest)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import Function, forward_ad
 
+from widefield._core.checks import check
+
 
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` or a forward-mode derivative is at work."""
@@ -51,6 +53,19 @@ def mapped(function: type[Function], operator: Callable[..., Tensor], *inputs: A
     if not torch.compiler.is_compiling() and any(map(is_batched, inputs[:2])):
         return operator(*inputs)
     return apply(function, *inputs)
+
+
+def check_no_tangent(*tensors: Tensor | None) -> None:
+    """Refuse operands with a tangent, which torch's registered operators would lose without a word."""
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return
+    is_dual = any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    check(
+        not is_dual,
+        "a registered operator without forward-mode derivatives",
+        "an operand with a tangent",
+        "call the function of widefield.ops, not torch.ops.widefield or an exported program",
+    )
 
 
 def save_operands(ctx: Any, first: Tensor | None, second: Tensor | None) -> None:

@@ -47,7 +47,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Te
     """``F(x, w) + b`` by the shortest way that records what has to be recorded."""
     if torch._C._is_tracing():
         # What is traced is to run on images of any size, and without this library.
-        return F.conv2d(x, weight, bias, *spacing[:3], x.shape[1])
+        stride, padding, dilation, _ = spacing
+        return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
     if is_seen(x):
         return mapped(Forward, registration.forward, x, weight, bias, *spacing)
     return (EagerForward.apply if _wants_gradient(x, weight, bias) else maps.forward)(x, weight, bias, *spacing)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from widefield.ops.depthwise_conv import maps
 from widefield.ops.depthwise_conv.problem import layout_of, memory_format
+from widefield.ops.functions import check_no_tangent
 
 Ints = Sequence[int]
 
@@ -26,6 +27,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
     """As `maps.forward`."""
+    check_no_tangent(x, weight, bias)
     return maps.forward(x, weight, bias, stride, padding, dilation, backend)
 
 
@@ -34,6 +36,7 @@ def grad_input(
     grad: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
     """As `maps.grad_input`."""
+    check_no_tangent(grad, weight)
     return maps.grad_input(grad, weight, input_size, stride, padding, dilation, backend)
 
 
@@ -42,6 +45,7 @@ def grad_weight(
     grad: Tensor, x: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, backend: str
 ) -> Tensor:
     """As `maps.grad_weight`."""
+    check_no_tangent(grad, x)
     return maps.grad_weight(grad, x, kernel_size, stride, padding, dilation, backend)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from widefield.ops.depthwise_conv.problem import layout_of, memory_format
+from widefield.ops.functions import check_no_tangent
 from widefield.ops.peripheral_conv.clip import clip
 from widefield.ops.peripheral_conv.order import choose
 from widefield.ops.peripheral_conv.problem import PeripheralProblem
@@ -49,6 +50,7 @@ def forward(
     x: Tensor, cells: Tensor, bias: Tensor | None, rows: Ints, columns: Ints, form: str, backend: str
 ) -> Tensor:
     """``F(x, w) + b``: (N, C, H, W), (C, 1, P_h, P_w), (C,) -> (N, C, H, W) in the memory format of x."""
+    check_no_tangent(x, cells, bias)
     problem, kept = clip(_problem(x, rows, columns))
     chosen = choose(problem, "forward", form, backend)
     if x.numel() == 0:
@@ -60,6 +62,7 @@ def forward(
 @torch.library.custom_op("widefield::peripheral_conv_grad_input", mutates_args=())
 def grad_input(grad: Tensor, cells: Tensor, rows: Ints, columns: Ints, form: str, backend: str) -> Tensor:
     """``G_x(g, w)``: (N, C, H, W), (C, 1, P_h, P_w) -> (N, C, H, W) in the memory format of g."""
+    check_no_tangent(grad, cells)
     problem, kept = clip(_problem(grad, rows, columns))
     chosen = choose(problem, "grad_input", form, backend)
     if grad.numel() == 0:
@@ -71,6 +74,7 @@ def grad_input(grad: Tensor, cells: Tensor, rows: Ints, columns: Ints, form: str
 @torch.library.custom_op("widefield::peripheral_conv_grad_cells", mutates_args=())
 def grad_cells(grad: Tensor, x: Tensor, rows: Ints, columns: Ints, form: str, backend: str) -> Tensor:
     """``G_w(g, x)``: (N, C, H, W), (N, C, H, W) -> (C, 1, P_h, P_w), contiguous."""
+    check_no_tangent(grad, x)
     problem, kept = clip(_problem(x, rows, columns))
     chosen = choose(problem, "grad_cells", form, backend)
     if x.numel() == 0:
