@@ -43,7 +43,7 @@ def carries_derivatives(x: Tensor) -> bool:
 
 def apply(function: type[Function], *inputs: Any) -> Any:
     """Apply a function, with both its derivatives where that is possible; to `torch.jit.trace` show what it does."""
-    if torch._C._is_tracing():
+    if torch.jit.is_tracing():
         return function.forward(*inputs)
     return (function if torch.compiler.is_compiling() else _with_jvp(function)).apply(*inputs)
 

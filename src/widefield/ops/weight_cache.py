@@ -72,7 +72,7 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
         The derived form, an ordinary tensor also if inference mode is on; do not write to it.
     """
     # A traced program would hold what is kept in place of the kernel.
-    if carries_derivatives(weight) or torch._C._is_tracing():
+    if carries_derivatives(weight) or torch.jit.is_tracing():
         return None
     if weight.is_inference() and weight.device.type != "cpu":
         return None

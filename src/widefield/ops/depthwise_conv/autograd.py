@@ -45,7 +45,7 @@ def is_seen(x: Tensor) -> bool:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Tensor:
     """``F(x, w) + b`` by the shortest way that records what has to be recorded."""
-    if torch._C._is_tracing():
+    if torch.jit.is_tracing():
         # What is traced is to run on images of any size, and without this library.
         stride, padding, dilation, _ = spacing
         return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
