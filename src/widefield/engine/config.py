@@ -47,6 +47,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check(self.lr > 0, "a positive learning rate", f"{self.lr:g}", "set optimizer.lr above 0")
         check_range("optimizer.lr", self.lr, 0, math.inf)
+        _check_at_least("optimizer.weight_decay", self.weight_decay, 0)
         check_range("optimizer.weight_decay", self.weight_decay, 0, math.inf)
         for name, value in (("momentum", self.momentum), *(("betas", beta) for beta in self.betas or ())):
             check(
