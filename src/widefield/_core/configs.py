@@ -7,7 +7,7 @@ import math
 import reprlib
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -65,13 +65,7 @@ def from_plain(kind: type[Config], values: object, path: str = "") -> Config:
     for name, value in cast("Mapping[str, Any]", values).items():
         check_name(str(name), names, f"field of {path.rstrip('.') or 'the config'}")
         arguments[name] = _value(hints[name], value, f"{path}{name}")
-    missing = [
-        field.name
-        for field in dataclasses.fields(cast("Any", kind))
-        if field.name not in arguments
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
+    missing = missing_fields(kind, arguments)
     check(
         not missing,
         f"all fields of {path.rstrip('.') or 'the config'}",
@@ -79,6 +73,17 @@ def from_plain(kind: type[Config], values: object, path: str = "") -> Config:
         "add what is missing",
     )
     return kind(**arguments)
+
+
+def missing_fields(kind: type, given: Collection[str]) -> list[str]:
+    """Return the names of a dataclass's fields that have no default and are not among the given ones."""
+    return [
+        field.name
+        for field in dataclasses.fields(cast("Any", kind))
+        if field.name not in given
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
 
 
 def check_finite(config: Any, path: str = "") -> None:

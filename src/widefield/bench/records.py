@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from widefield._core.checks import check, check_name
-from widefield._core.configs import from_plain, to_plain
+from widefield._core.configs import from_plain, missing_fields, to_plain
 from widefield._core.errors import InputError
 from widefield._core.files import write_text_atomically
 from widefield.bench.entries import MapEntry, ModelEntry, Result, Shape
@@ -92,6 +92,8 @@ def validated(values: object, source: str) -> Record:
     schema = fields.pop("schema")
     fix = "update widefield" if isinstance(schema, int) and schema > SCHEMA else "write the record anew"
     check(schema == SCHEMA, f"a record of schema {SCHEMA}", f"schema {schema!r} in {source}", fix)
+    absent = ", ".join(missing_fields(Record, fields))
+    check(not absent, "a record with all its fields", f"{source} without {absent}", "write the record anew")
     try:
         entries = {
             name: tuple(_built(kind, value, source) for value in fields.pop(name, ()))

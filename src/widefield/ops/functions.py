@@ -26,6 +26,11 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_jit_traced() -> bool:
+    """Whether `torch.jit.trace` is recording."""
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] - documented, but not in its __all__
+
+
 def is_batched(x: Tensor) -> bool:
     """Whether `x` is a batch of autograd's own vmap (``is_grads_batched``), which knows registered operators alone."""
     return is_legacy_batchedtensor(x)
@@ -43,7 +48,7 @@ def carries_derivatives(x: Tensor) -> bool:
 
 def apply(function: type[Function], *inputs: Any) -> Any:
     """Apply a function, with both its derivatives where that is possible; to `torch.jit.trace` show what it does."""
-    if torch.jit.is_tracing():
+    if is_jit_traced():
         return function.forward(*inputs)
     return (function if torch.compiler.is_compiling() else _with_jvp(function)).apply(*inputs)
 

@@ -1,8 +1,5 @@
 """What backends derive from a kernel (spectra, shifted copies), kept while the kernel stays the same."""
 
-# Whether a program is traced can be asked by a private name alone.
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, MutableMapping
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from widefield.ops.functions import carries_derivatives
+from widefield.ops.functions import carries_derivatives, is_jit_traced
 
 MOST_FORMS = 8
 """Derived forms kept for one kernel, one for each map size; beyond it the oldest is dropped."""
@@ -72,7 +69,7 @@ def kept(weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor | 
         The derived form, an ordinary tensor also if inference mode is on; do not write to it.
     """
     # A traced program would hold what is kept in place of the kernel.
-    if carries_derivatives(weight) or torch.jit.is_tracing():
+    if carries_derivatives(weight) or is_jit_traced():
         return None
     if weight.is_inference() and weight.device.type != "cpu":
         return None

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from widefield.ops.depthwise_conv import flops, maps, registration
-from widefield.ops.functions import apply, is_batched, is_transformed, mapped, save_operands, sum_of
+from widefield.ops.functions import apply, is_batched, is_jit_traced, is_transformed, mapped, save_operands, sum_of
 from widefield.ops.sharding import prepare
 
 Pair = tuple[int, int]
@@ -45,7 +45,7 @@ def is_seen(x: Tensor) -> bool:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *spacing: Any) -> Tensor:
     """``F(x, w) + b`` by the shortest way that records what has to be recorded."""
-    if torch.jit.is_tracing():
+    if is_jit_traced():
         # What is traced is to run on images of any size, and without this library.
         stride, padding, dilation, _ = spacing
         return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
