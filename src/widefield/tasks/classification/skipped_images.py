@@ -25,7 +25,7 @@ class SkippedImages:
     """
 
     name = "skipped_images"
-    is_required = False
+    is_required = True
 
     def __init__(self, loaders: Mapping[str, ImageLoader]) -> None:
         self._loaders = dict(loaders)
