@@ -97,7 +97,9 @@ def test_a_loader_process_that_is_killed_ends_the_run_in_one_sentence_with_a_che
     finally:
         signal.signal(signal.SIGCHLD, before)
     newest = latest_checkpoint(folder.checkpoints)
-    assert newest == folder.checkpoints / "step_00000010"
+    # Batches that had come before the death are still trained on: how many is a matter of time.
+    assert newest is not None
+    assert newest.name >= "step_00000010"
     assert str(caught.value) == (
         "A loader process was killed, most often for want of memory or of shared memory: lower --data.workers or "
         f"--data.batch-size, or raise the memory limits. The last complete checkpoint, {newest}, is kept."
